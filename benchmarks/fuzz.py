@@ -1,8 +1,8 @@
 """Fuzzing: mutated files for all that reads files of others; is each read, or refused with one line?
 
 For each reader of `tests/fuzz/readers.py` files of a small corpus are changed at random, from a seed, and read in a
-process with a bound on its memory; a watchdog ends inputs that take more than five seconds of the processor. Of each
-other exception the first input is shown.
+process with a bound on its memory; a watchdog ends inputs that take more than five seconds of CPU time. For each other
+exception the first input is shown.
 
     python benchmarks/fuzz.py --json figures.json
     python benchmarks/fuzz.py --minutes 1 --seed 7 config tokenizer
@@ -49,7 +49,7 @@ def main() -> None:
     found = figures(results)
     print(
         f"{found['inputs']:,} inputs: {found['other_exceptions']:,} other exceptions, {found['hangs']:,} hangs, "
-        f"{sum(len(one.is_several_lines) for one in results):,} messages of several lines"
+        f"{sum(len(one.not_one_line) for one in results):,} messages of several lines"
     )
     for one in results:
         for line, text in one.others.items():

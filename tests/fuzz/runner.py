@@ -27,9 +27,9 @@ Open = Callable[[Path], tuple[Sequence[bytes], Read]]
 """Makes the corpus of a reader, in an empty folder, and the function that reads."""
 
 HANG = 5.0
-"""Seconds of the processor after which an input hangs."""
+"""Seconds of CPU time after which an input counts as a hang."""
 WAIT = 60.0
-"""Seconds after which an input hangs that does not use the processor."""
+"""Seconds after which an input that does not use the CPU counts as a hang."""
 MEMORY = 1 << 30
 """Bytes of address space that an input may take in addition to what the process has."""
 
@@ -42,21 +42,21 @@ class Result:
     n_inputs: int = 0
     n_refused: int = 0
     slowest: float = 0.0
-    """Seconds of the processor that the slowest input took, of those that ended."""
+    """Seconds of CPU time that the slowest input took, of those that ended."""
     peak_mib: float = 0.0
     """Growth of the resident memory of the process, in MiB."""
     n_hangs: int = 0
     others: dict[str, str] = field(default_factory=dict)
     """A line for each place where another exception came from -> its first input and traceback."""
     n_others: int = 0
-    is_several_lines: list[str] = field(default_factory=list)
+    not_one_line: list[str] = field(default_factory=list)
     """Messages of errors that are not one line."""
 
 
 def run(name: str, opened: Open, *, seed: int, n_inputs: int | None = None, seconds: float | None = None) -> Result:
     """Run a reader on so many inputs, or for so long. Input `i` depends on the name, the seed and `i` alone."""
     context = multiprocessing.get_context("fork")
-    clock = context.Array("d", 3, lock=False)  # the input that is read, and since when, on the wall and the processor
+    clock = context.Array("d", 3, lock=False)  # the input that is read, and since when: wall time, CPU time
     result, first, started = Result(name), 0, time.monotonic()
     while True:
         receiver, sender = context.Pipe(duplex=False)
@@ -67,7 +67,7 @@ def run(name: str, opened: Open, *, seed: int, n_inputs: int | None = None, seco
         sender.close()
         has_hung = False
         while not receiver.poll(0.2):
-            if time.monotonic() - clock[1] > WAIT or _processor_seconds(process.pid) - clock[2] > HANG:
+            if time.monotonic() - clock[1] > WAIT or _cpu_seconds(process.pid) - clock[2] > HANG:
                 has_hung = True
                 process.kill()
                 break
@@ -99,8 +99,8 @@ def _received(receiver: Any) -> Any:
         return None
 
 
-def _processor_seconds(pid: int | None) -> float:
-    """What a process has used of the processor; 0 if it has ended."""
+def _cpu_seconds(pid: int | None) -> float:
+    """CPU time that a process has used; 0 if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -157,8 +157,8 @@ def _read_one(result: Result, read: Read, content: bytes, i: int) -> None:
         read(content)
     except ReallmError as error:
         result.n_refused += 1
-        if "\n" in str(error) and len(result.is_several_lines) < 20:
-            result.is_several_lines.append(str(error))
+        if "\n" in str(error) and len(result.not_one_line) < 20:
+            result.not_one_line.append(str(error))
     except BaseException as error:  # what this is for: anything else
         result.n_others += 1
         frames = traceback.extract_tb(error.__traceback__)
@@ -189,7 +189,7 @@ def _added(result: Result, found: Result) -> Result:
         result.n_hangs,
         {**found.others, **result.others},
         result.n_others + found.n_others,
-        found.is_several_lines,
+        found.not_one_line,
     )
 
 

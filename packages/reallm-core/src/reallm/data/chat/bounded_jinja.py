@@ -1,9 +1,9 @@
 """Runs chat templates, which are programs of strangers, within bounds of time and size.
 
 transformers runs them in jinja's sandbox, in which they reach nothing but what they are given. It bounds `range` alone:
-nested loops never end, and `'a' * 10 ** 12` fills the memory. Here loops and macros look at the time of the processor,
-and whatever makes texts and lists counts their sizes before they are made. Time is taken of the thread, so that a
-machine that is busy otherwise changes nothing. Imports no torch, but transformers for its environment.
+nested loops never end, and `'a' * 10 ** 12` fills the memory. Here loops and macros check the CPU time that was used,
+and whatever makes texts and lists counts their sizes before they are made. The CPU time is that of the thread, so that
+other work on the machine changes nothing. Imports no torch, but transformers for its environment.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jinja2.environment import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_SECONDS = 1.0
-"""Time of the processor for rendering one conversation."""
+"""Seconds of CPU time for rendering one conversation."""
 MAX_TEMPLATE = 1 << 20
 """Characters of a template, some fifty times the longest ones in use."""
 MAX_CHARACTERS = 1 << 26
@@ -123,7 +123,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def tick() -> None:
-        """Count the time; called in every turn of a loop and at every call of a macro."""
+        """Check the time; called in every iteration of a loop and at every call of a macro."""
         if time.thread_time() > _used.until:
             raise BoundsError(f"it takes more than {MAX_SECONDS:g} s")
 
