@@ -100,7 +100,7 @@ def test_two_nodes_train_as_one_does(nodes, inputs, tmp_path, layout, launcher):
         for command in started(nodes, tmp_path, sft(inputs, tmp_path, "name=two", layout), launcher)
     ]
     assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert "over 2 processes" in first.out
+    assert " on 2 processes" in first.out
     assert second.out == ""
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert expected.keys() == found.keys()
