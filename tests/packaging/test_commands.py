@@ -38,6 +38,7 @@ def env_list(tox: configparser.ConfigParser) -> set[str]:
 
 def test_tox_runs_every_environment_but_those_that_take_long_or_need_what_others_do_not_have(tox):
     assert env_list(tox) == environments(tox) - {
+        "demo",
         "demos",
         "faults",
         "gpu",
