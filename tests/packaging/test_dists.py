@@ -28,7 +28,6 @@ class Built:
 
     def __init__(self, name: str, dists: Path, direct: Path) -> None:
         self.stem = f"{name.replace('-', '_')}-{VERSION}"
-        build(PACKAGES[name], direct, Path(sys.executable), only_wheel=True)
         self.sdist = dists / f"{self.stem}.tar.gz"
         self.wheel = read_wheel(dists / f"{self.stem}-py3-none-any.whl")
         self.direct_wheel = read_wheel(direct / f"{self.stem}-py3-none-any.whl")
@@ -50,7 +49,9 @@ def read_wheel(path: Path) -> dict[str, bytes]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
     work_dir = os.environ.get("TOX_WORK_DIR")  # where they are built already, for the environments
     dists = build_all(Path(work_dir) if work_dir else tmp_path_factory.mktemp("work"), Path(sys.executable))
-    return {name: Built(name, dists, tmp_path_factory.mktemp(name)) for name in PACKAGES}
+    direct = tmp_path_factory.mktemp("direct")
+    build(packages(), direct, Path(sys.executable), only_wheels=True)
+    return {name: Built(name, dists, direct) for name in PACKAGES}
 
 
 @each_package
