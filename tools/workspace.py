@@ -26,6 +26,16 @@ def pyproject(package: Path) -> dict[str, Any]:
     return tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))
 
 
+def family_packages() -> list[str]:
+    """The names of our distributions that offer model families."""
+    return [package.name for package in packages() if any(name.startswith("family.") for name in _offers(package))]
+
+
+def _offers(package: Path) -> Iterable[str]:
+    entry_points: dict[str, dict[str, str]] = pyproject(package)["project"].get("entry-points", {})
+    return entry_points.get("reallm", {})
+
+
 def copy_sources(package: Path, to: Path) -> Path:
     """Copies a package folder as plain files: links followed, nothing that an earlier build has left behind."""
     return Path(shutil.copytree(package, to, symlinks=False, ignore=shutil.ignore_patterns(*_GENERATED)))

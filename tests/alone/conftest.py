@@ -1,7 +1,7 @@
 """Tests of what a part of the packages does without the others: `test_core.py` is for the core alone,
 `test_core_datasets.py` for the core, the datasets and the devkit, `test_core_family.py` for the core, the devkit and
-any one package of families. The tox environments `core`, `core-datasets`, `reallm-hf-llama`, ... install exactly such a
-part."""
+any one package of families, as `test_each_family.py` runs it for each. The tox environments `core`, `core-datasets`,
+`reallm-hf-llama`, ..., `families` install exactly such a part."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from workspace import packages
+from workspace import family_packages
 
 CORE, DATASETS, DEVKIT = "reallm-core", "reallm-datasets", "reallm-devkit"
-FAMILIES = [package.name for package in packages() if package.name.startswith("reallm-hf-")]
 PARTS = {
     "test_core": [{CORE}],
     "test_core_datasets": [{CORE, DATASETS, DEVKIT}],
-    "test_core_family": [
-        {CORE, DEVKIT, package.name} for package in packages() if package.name.startswith("reallm-hf-")
-    ],
+    "test_core_family": [{CORE, DEVKIT, family} for family in family_packages()],
+    "test_each_family": [{CORE, DEVKIT}],
 }
 """The sets of our distributions that each file may run with."""
 

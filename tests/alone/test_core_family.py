@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import distributions
+from importlib.metadata import distributions, requires, version
 
 import pytest
+from packaging.requirements import Requirement
 
 import reallm as package
 from reallm.errors import ReallmError
@@ -28,6 +29,13 @@ ELSEWHERE = [
 def test_the_conformance_kit_passes(family):
     report = check_family(family)
     assert report.passed, f"\n{report}"
+
+
+@pytest.mark.parametrize("distribution", sorted(name for name in INSTALLED if name.startswith("reallm-")))
+def test_what_it_depends_on_is_installed(distribution):
+    for needed in map(Requirement, requires(distribution) or ()):
+        if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+            assert version(needed.name) in needed.specifier, needed
 
 
 def test_exactly_its_families_are_offered():

@@ -30,13 +30,20 @@ class ForkedPython:
         out: file for standard output.
         err: file for standard error.
         folder: the folder it runs in.
+        preloaded: what the server imports; the first process of a test run decides it.
     """
 
     def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], out: Path, err: Path, folder: Path | None = None
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        out: Path,
+        err: Path,
+        folder: Path | None = None,
+        preloaded: Sequence[str] = PRELOADED,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context.set_forkserver_preload(list(preloaded))
         started = (list(arguments), dict(environment), str(out), str(err), str(folder or Path.cwd()))
         self._process = context.Process(target=_run, args=started)
         self._process.start()

@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 
-from workspace import ROOT, packages, pyproject
+from workspace import ROOT, family_packages, packages, pyproject
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def env_list(tox: configparser.ConfigParser) -> set[str]:
 
 def test_tox_runs_every_environment_but_those_that_take_long_or_need_what_others_do_not_have(tox):
     assert env_list(tox) == environments(tox) - {
+        *family_packages(),  # the environment `families` runs their tests
         "demo",
         "demos",
         "faults",
@@ -55,15 +56,7 @@ def test_tox_runs_every_environment_but_those_that_take_long_or_need_what_others
 
 def test_each_package_of_families_has_an_environment_with_the_core_alone(tox):
     (section,) = [section for section in tox.sections() if section.startswith("testenv:reallm-hf-{")]
-    families = [
-        package.name
-        for package in packages()
-        if any(
-            name.startswith("family.")
-            for name in pyproject(package)["project"].get("entry-points", {}).get("reallm", {})
-        )
-    ]
-    assert expanded(section.partition(":")[2]) == families
+    assert expanded(section.partition(":")[2]) == family_packages()
     assert tox[section]["commands_pre"].endswith("reallm-core reallm-devkit {env_name}")
 
 
