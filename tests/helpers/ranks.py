@@ -34,6 +34,7 @@ PRELOADED = [
     "typer",
     "reallm.engine.real_model",
     "reallm.experiments.run.runner",
+    "tests.helpers.warm",
 ]
 """What the server imports; each process would need seconds for it."""
 
