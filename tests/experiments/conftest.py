@@ -79,6 +79,7 @@ class Trainer:
             "model": ModelArgs(path=str(self.checkpoint), device="cpu"),
             "dataset": dataset,
             "optimizer": OptimizerConfig(lr=1e-3),
+            "eval_max_new_tokens": 8,
             "loggers": ["jsonl"],
             "output_dir": str(self.folder / "runs"),
         }
