@@ -17,7 +17,7 @@ from reallm.generation.step import CacheCopy, Row
 from tests.helpers.cache_model import CacheModel
 
 BLOCK = 4
-N_SCHEDULES = 2500
+N_SCHEDULES = 800
 """For each manager and kind of hashes."""
 
 

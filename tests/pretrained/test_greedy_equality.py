@@ -18,7 +18,7 @@ from reallm import ReaLModel
 from reallm.generation.request import Completion
 from tests.helpers.smollm2 import smollm2_folder
 
-N_PROMPTS = 64
+N_PROMPTS = 32
 N_NEW = 24
 TIE = 2e-4
 """Difference of logits, which reach 40, below which rounding decides: that of 30 blocks in float32, summed in two
@@ -27,10 +27,10 @@ orders. Largest difference of one logit that `test_smollm2` sees: 1e-4."""
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    """Pieces of 64 lengths from 2 to 128 tokens, of text about Python."""
+    """Pieces of 32 lengths from 4 to 128 tokens, of text about Python."""
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
     ids = tokenizer.encode("\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))[:100_000])
-    return [ids[300 * i : 300 * i + 2 * (i + 1)] for i in range(N_PROMPTS)]
+    return [ids[600 * i : 600 * i + 4 * (i + 1)] for i in range(N_PROMPTS)]
 
 
 @pytest.fixture(scope="module")
@@ -57,4 +57,4 @@ def test_greedy_tokens_are_those_of_transformers(model: ReaLModel, prompts: list
     assert len({len(completion.prompt_ids) for completion in completions}) == N_PROMPTS
     others = list(_differences(completions))
     assert all(difference < TIE for _, _, difference in others), others
-    assert len(others) <= 2, others  # of 1,536: ties are rare
+    assert len(others) <= 2, others  # of 768: ties are rare

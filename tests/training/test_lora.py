@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.training.train_cases import LLAMA, Case, Run, assert_as_one_process, trained, twice_on_ranks
+from tests.training.train_cases import LLAMA, Case, Run, all_on_ranks, assert_as_one_process, trained
 
 CASES = [
     Case("tp4", "lora", n_layers=2, checkpointing="selective"),  # two KV heads on four ranks
@@ -20,7 +20,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def runs() -> dict[Case, list[Run | None]]:
-    return twice_on_ranks(4, CASES)
+    return all_on_ranks(4, CASES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.training.loss_terms import OBJECTIVES
-from tests.training.train_cases import Case, Run, assert_as_one_process, twice_on_ranks
+from tests.training.train_cases import Case, Run, all_on_ranks, assert_as_one_process
 
 CASES = [
     *(
@@ -23,7 +23,7 @@ CASES = [
 @pytest.fixture(scope="module")
 def runs() -> dict[Case, list[Run | None]]:
     assert {case.objective for case in CASES} == OBJECTIVES.keys()
-    return twice_on_ranks(4, CASES)
+    return all_on_ranks(4, CASES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

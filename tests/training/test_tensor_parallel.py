@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.training.train_cases import Case, Run, assert_as_one_process, twice_on_ranks
+from tests.training.train_cases import Case, Run, all_on_ranks, assert_as_one_process
 
 CASES = [
     Case("tp4", "tied", n_layers=2),  # two KV heads on four ranks
@@ -26,7 +26,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def runs() -> dict[Case, list[Run | None]]:
-    return twice_on_ranks(4, CASES)
+    return all_on_ranks(4, CASES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -160,18 +160,18 @@ def trained_here(rank: int, cases: list[Case]) -> list[Run | None]:
     return [trained(case) if Layout.parse(str(case.layout)).coordinate(rank) else None for case in cases]
 
 
-def twice_on_ranks(n: int, cases: list[Case]) -> dict[Case, list[Run | None]]:
-    """What each rank has of each training; done again in the same job it is the same, bit for bit."""
+def all_on_ranks(n: int, cases: list[Case]) -> dict[Case, list[Run | None]]:
+    """What each rank has of each training; one in three, done again in the same job, is the same, bit for bit."""
     torch.set_num_threads(1)
-    by_rank = on_ranks(n, trained_here, [*cases, *cases])
-    found = {}
-    for number, case in enumerate(cases):
-        first, second = ([of_rank[place] for of_rank in by_rank] for place in (number, number + len(cases)))
-        for one, other in zip(first, second, strict=True):
+    again = cases[::3]
+    by_rank = on_ranks(n, trained_here, [*cases, *again])
+    found = {case: [of_rank[place] for of_rank in by_rank] for place, case in enumerate(cases)}
+    for place, case in enumerate(again, len(cases)):
+        for one, of_rank in zip(found[case], by_rank, strict=True):
+            other = of_rank[place]
             if one is not None and other is not None:
                 assert (one.metrics, one.evaluations) == (other.metrics, other.evaluations)
                 assert all(torch.equal(tensor, other.parameters[name]) for name, tensor in one.parameters.items())
-        found[case] = first
     return found
 
 
