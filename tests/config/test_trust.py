@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,11 @@ from tests.helpers import fake_plugins
 @dataclass
 class Rewarded:
     reward: RewardArgs = field(default_factory=RewardArgs)
+
+
+@dataclass
+class Mixed:
+    mix: dict[str, Any] = field(default_factory=dict)
 
 
 NEEDED = ["model.path=m", "dataset.train_path=t.jsonl"]
@@ -75,11 +81,23 @@ def test_the_command_line_names_the_same_code_or_replaces_it(file, given):
     assert config.dataset.train_path == given
 
 
+@pytest.mark.parametrize("given", ["mix.b.path=t.jsonl", "mix={b: {path: t.jsonl}}"])
+def test_a_source_on_the_command_line_does_not_vouch_for_those_of_a_file(file, given):
+    path = file("mix:\n  a:\n    path: evil.py:rows\n  c:\n    path: c.jsonl")
+    with pytest.raises(ConfigError, match=r"run.yaml:3: mix.a.path=evil.py:rows would run code"):
+        load(Mixed, [path], [given])
+    mixed = load(Mixed, [path], [given, "mix.a.path=a.jsonl"]).build()
+    assert [mixed.mix[name]["path"] for name in "abc"] == ["a.jsonl", "t.jsonl", "c.jsonl"]
+
+
 @pytest.mark.parametrize(
     "value", ["${oc.env:HOME}", "a-${oc.env:HOME,none}", "${oc.${x}:HOME}", "${${name}:HOME}", "${oc.decode:1}"]
 )
-def test_a_file_does_not_read_the_environment(file, value):
-    path = file(f"name: '{value}'")
+@pytest.mark.parametrize("tag", ["", "!!binary "])
+def test_a_file_does_not_read_the_environment(file, value, tag):
+    letters = sum(character.isalnum() for character in value)
+    value += "x" * (-letters % 4)  # base64 that YAML can decode: a value without a text
+    path = file(f"name: {tag}'{value}'")
     with pytest.raises(ConfigError, match=r"run.yaml:1: name=.* would read the environment; give the value on the"):
         load(SFTConfig, [path], NEEDED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub
@@ -10,10 +11,11 @@ import yaml
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from reallm.cli.main import run as reallm
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.run import hub
 from reallm.experiments.runs.info import read_run
 from tests.experiments.conftest import Trainer
+from tests.helpers.run_folders import write_run
 
 
 class FakeApi:
@@ -140,3 +142,17 @@ def test_a_failure_after_training_is_one_line_with_the_command_for_later(
     api.error = None
     assert reallm(["push", str(result.run_dir), "me/m"]) == 0
     assert capsys.readouterr().out == "pushed to https://hub/me/m\n"
+
+
+@pytest.mark.parametrize("checkpoint", ["checkpoints/step-000001", "../mine"])
+def test_the_run_of_somebody_else_uploads_no_file_from_elsewhere(
+    tmp_path: Path, api: type[FakeApi], checkpoint: str
+) -> None:
+    secret = tmp_path / "mine" / "id"
+    secret.parent.mkdir()
+    secret.write_text("secret")
+    run = write_run(tmp_path / "theirs", losses=[1.0], resumable=True, settings={}, checkpoint=checkpoint)
+    (run / "checkpoints" / "step-000001" / "notes.txt").symlink_to(secret)
+    with pytest.raises(ReallmError, match=r"notes.txt is a link that leads out|has no checkpoint to upload"):
+        hub.push_run(run, "me/model")
+    assert api.commits == []

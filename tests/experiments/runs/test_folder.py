@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from reallm.errors import ConfigError
 from reallm.experiments.runs.folder import RunFolder
 
 ALIASES = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
@@ -32,6 +34,7 @@ def test_the_command_to_resume_says_that_the_code_in_the_settings_is_trusted(tmp
     assert folder.resume_command("sft") == f"reallm sft 'resume={tmp_path}/my run'"
     folder.write_config({"reward": {"functions": ["math", "rewards.py:score"]}})
     assert folder.resume_command("grpo") == f"reallm grpo 'resume={tmp_path}/my run' --trust-code"
+    assert folder.resume_command("grpo", is_own=False) == f"reallm grpo 'resume={tmp_path}/my run'"
     assert folder.resume_command(None) == f"'resume={tmp_path}/my run' --trust-code"
 
 
@@ -42,3 +45,32 @@ def test_damaged_or_hostile_settings_do_not_keep_the_command_to_resume_from_bein
     folder = RunFolder(tmp_path)
     folder.config.write_text(settings)
     assert folder.resume_command("sft") == f"reallm sft resume={tmp_path}"
+
+
+@pytest.mark.parametrize(
+    "entry", ["metrics.jsonl", ".lock", "tensorboard", "checkpoints", "checkpoints/step-000006", "checkpoints/new"]
+)
+def test_nothing_is_written_through_links_out_of_the_folder_of_a_run(tmp_path, entry):
+    folder, mine = RunFolder(tmp_path / "theirs"), tmp_path / "mine"
+    (folder.path / entry).parent.mkdir(parents=True)
+    (folder.path / entry).symlink_to(mine)
+    with pytest.raises(ConfigError, match=rf"{entry} is a link that leads out of .*, to '{mine}'"), folder.locked():
+        pass
+    assert not mine.exists()
+
+
+def test_a_run_folder_with_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    folder = RunFolder(tmp_path)
+    os.mkfifo(folder.metrics)
+    with pytest.raises(ConfigError, match=r"metrics.jsonl cannot be read \(it is not a regular file\); remove it"):
+        folder.locked().__enter__()
+
+
+def test_links_within_a_run_folder_and_to_it_are_fine(tmp_path):
+    RunFolder.create(tmp_path / "disk", "run", "sft")
+    (tmp_path / "runs").symlink_to("disk")
+    folder = RunFolder(tmp_path / "runs" / "run")
+    folder.checkpoint(1).mkdir(parents=True)
+    folder.point(folder.last_checkpoint, folder.checkpoint(1))
+    with folder.locked():
+        assert folder.lock_file.exists()

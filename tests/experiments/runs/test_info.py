@@ -168,3 +168,20 @@ def test_a_run_that_is_not_there_names_the_nearest(tmp_path, monkeypatch, name, 
     with pytest.raises(RunError) as caught:
         find_run(name, Path("runs"))
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("--chat 'Who, me?'", "--chat 'Who, me?'"), ("x; rm -rf ~", "'x;' rm -rf '~'"), ("$(x) 'a", None), (5, None)],
+)
+def test_what_a_summary_gives_for_a_command_begins_no_second_one(tmp_path, written, read):
+    assert read_run(write_run(tmp_path / "a", question=written)).question == read
+
+
+def test_a_pipe_in_place_of_a_file_hides_no_other_run(tmp_path):
+    for name, file in (("a", "metrics.jsonl"), ("b", ".lock")):
+        path = write_run(tmp_path / name, status="running")
+        (path / file).unlink(missing_ok=True)
+        os.mkfifo(path / file)
+    write_run(tmp_path / "c")
+    assert {run.name: run.status for run in list_runs(tmp_path)} == {"a": "killed", "b": "killed", "c": "done"}

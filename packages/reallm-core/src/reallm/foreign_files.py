@@ -3,7 +3,8 @@
 Whatever such a file holds, the user gets one line that names the file and the remedy. What parses and uses it may raise
 anything on content that it does not expect, from `RecursionError` to panics of Rust: `reading` is the one place where
 all of that is caught, and the functions below it read text and JSON within bounds. `check_own` is the one place that
-says which links in a folder of strangers are followed. Imports no torch.
+says which links in a folder of strangers are followed when it is read, and `check_own_entries` before it is written.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,34 @@ def check_own(file: Path, folder: Path | None = None, error: type[ReallmError] =
             "put the file itself in its place if you trust it"
         )
     check_regular(file)
+
+
+def check_own_entries(folder: Path, *, below: Sequence[str] = (), error: type[ReallmError] = CheckpointError) -> None:
+    """Check that what lies in a folder, in which files are about to be written, stays in it.
+
+    Whoever writes through a link of a stranger's changes, or removes, what the link leads to.
+
+    Args:
+        folder: the folder, which may itself be reached over links.
+        below: names of folders in it that are looked through to the bottom; of others only the entry itself is.
+        error: class of the error.
+
+    Raises:
+        ReallmError: of the class `error`: an entry is a link that leads out of the folder, or a pipe, device or socket.
+    """
+    real = Path(os.path.realpath(folder))
+    walked = [walk for name in below for walk in os.walk(folder / name)]
+    inner = [Path(top, name) for top, folders, files in walked for name in (*folders, *files)]
+    for entry in (*sorted(folder.iterdir()), *inner):
+        target = Path(os.path.realpath(entry))
+        if not target.is_relative_to(real):
+            raise error(
+                f"{entry} is a link that leads out of {folder}, to {shown(str(target), 200)}, and nothing is written "
+                "there; remove it, or put what it leads to in its place if you trust it"
+            )
+        if target.exists() and not target.is_dir():
+            with reading(entry, "remove it", error=error):
+                check_regular(entry)
 
 
 def _places_of_files(folder: Path) -> tuple[Path, ...]:

@@ -171,9 +171,8 @@ def _settings_of_resumed_run(
     folder = find_resumable(resume, values.get("output_dir", DEFAULT_OUTPUT_DIR))
     algorithm = read_run(folder.path).algorithm
     if algorithm != name and algorithm in registry.names("algorithm"):  # a plugin may have renamed its algorithm
-        raise ConfigError(
-            f"resume={resume} is a run of {algorithm}, not of {name}; write {folder.resume_command(algorithm)}"
-        )
+        command = folder.resume_command(algorithm, is_own=False)
+        raise ConfigError(f"resume={resume} is a run of {algorithm}, not of {name}; write {command}")
     run_files, run_arguments = resume_arguments(folder)
     if "allocation" in values:  # the plan that the run has had is not kept
         defaults = [f"{key}={value_text(value)}" for key, value in dataclasses.asdict(CallArgs()).items()]

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from reallm.new_python import module_command
 from reallm.printable import printable_line
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ def launch(arguments: Sequence[str], n: int) -> int:
 
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // n)))
-    # -P: otherwise -m imports what lies in the working folder, which the command `reallm` does not
-    safe_path = [] if str(Path.cwd()) in sys.path or "" in sys.path else ["-P"]
-    failure = Launcher([sys.executable, *safe_path, "-m", "reallm", *arguments], n, environment).run()
+    failure = Launcher([*module_command("reallm"), *arguments], n, environment).run()
     if failure is None:
         return 0
     if not failure.reported and not failure.user_stopped and failure.code != INTERRUPTED:

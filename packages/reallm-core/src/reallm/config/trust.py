@@ -29,7 +29,8 @@ def check_no_functions_in_files(assignments: Sequence[Assignment]) -> None:
         ConfigError: names file, line and key.
     """
     for item in assignments:
-        for text in _texts(item.value) if item.origin else ():
+        # the text as written too: it is what text keys get, and the value may be none (`!!binary "${oc.env:HOME}"`)
+        for _, text in _texts([item.value, item.text], item.key) if item.origin else ():
             if "${" in _without_key_references(text):
                 raise ConfigError(
                     f"{item.origin}{item.key}={text} would read the environment; give the value on the command line, "
@@ -41,7 +42,7 @@ def check_code_is_trusted(values: Mapping[str, Any], assignments: Sequence[Assig
     """Raise if a value from a file names Python code, such as `dataset.train_path=rows.py:load`.
 
     A value may be put together from several keys, so the final ones are what is looked at. Code that the command line
-    names too, for whichever key, is trusted.
+    names too, for whichever key, is trusted. What it gives for one source of a mixture says nothing about the others.
 
     Args:
         values: key -> final value.
@@ -50,11 +51,12 @@ def check_code_is_trusted(values: Mapping[str, Any], assignments: Sequence[Assig
     Raises:
         ConfigError: names file, line, key and code.
     """
-    trusted = {text for item in assignments if not item.origin for text in _texts(item.value)}
-    for key, value in values.items():
-        origin = next((item.origin for item in reversed(assignments) if _is_of(item.key, key)), "")
-        for text in _texts(value) if origin else ():
-            if names_code(text) and text not in trusted:
+    trusted = {text for item in assignments if not item.origin for _, text in _texts(item.value, item.key)}
+    for name, value in values.items():
+        for key, text in _texts(value, name):
+            if not names_code(text) or text in trusted:
+                continue
+            if origin := _origin(key, assignments):
                 raise ConfigError(
                     f"{origin}{key}={text} would run code; add {TRUST_CODE} if you trust this file and that code"
                 )
@@ -62,12 +64,18 @@ def check_code_is_trusted(values: Mapping[str, Any], assignments: Sequence[Assig
 
 def settings_that_name_code(settings: Any) -> list[str]:
     """The texts in nested settings that name code."""
-    return [text for text in _texts(settings) if names_code(text)]
+    return [text for _, text in _texts(settings, "") if names_code(text)]
 
 
-def _is_of(assigned: str, key: str) -> bool:
-    """Whether a value assigned to one key is in that of another: that of `dataset.mix.a.path` is in `dataset.mix`."""
-    return assigned == key or assigned.startswith(f"{key}.") or key.startswith(f"{assigned}.")
+def _origin(key: str, assignments: Sequence[Assignment]) -> str:
+    """Where in a file the value of a key may come from; empty if the command line gives just this key.
+
+    A mapping on the command line may leave what files have put beside it, so that it vouches for nothing.
+    """
+    for item in reversed(assignments):
+        if item.key == key or (item.origin and (item.key.startswith(f"{key}.") or key.startswith(f"{item.key}."))):
+            return item.origin
+    return ""
 
 
 def _without_key_references(text: str) -> str:
@@ -77,14 +85,15 @@ def _without_key_references(text: str) -> str:
     return text
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value, keys of mappings included."""
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """All texts in the value of a key, names in mappings included, each with its key: `dataset.mix.a.path`."""
     if isinstance(value, str):
-        yield value
+        yield key, value
     elif isinstance(value, Mapping):
         for name, one in value.items():
-            yield from _texts(name)
-            yield from _texts(one)
+            inner = f"{key}.{name}"
+            yield from _texts(name, inner)
+            yield from _texts(one, inner)
     elif isinstance(value, list | tuple):
         for one in value:
-            yield from _texts(one)
+            yield from _texts(one, key)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reallm.errors import RewardError
+from reallm.new_python import module_command
 
 START_S = 120.0
 """Seconds that the import of reward functions may take."""
@@ -36,7 +37,7 @@ class WorkerProcess:
 
     def __init__(self, locations: Sequence[str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "reallm.rewards.worker"],
+            module_command("reallm.rewards.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

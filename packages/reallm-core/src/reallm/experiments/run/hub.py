@@ -18,6 +18,7 @@ from reallm.experiments.reports.number_format import number
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, step_of
 from reallm.experiments.runs.info import RunInfo, read_run
 from reallm.experiments.runs.settings import flatten, read_settings, trained_role
+from reallm.hf.checkpoint_folder import files_of
 
 CARD = "README.md"
 """Name of the file with the model card."""
@@ -75,6 +76,7 @@ def push_run(run_dir: Path, repo: str) -> str:
 
     Raises:
         HubError: the run has no checkpoint, or the upload failed; ends with the command that tries again.
+        CheckpointError: a file of the checkpoint is a link that leads out of it.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -82,7 +84,7 @@ def push_run(run_dir: Path, repo: str) -> str:
     checkpoint = (run.best and run.best.checkpoint) or run.checkpoint
     if checkpoint is None:
         raise HubError(f"{run_dir} has no checkpoint to upload")
-    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    files = files_of(checkpoint, ("**/*",))
     card = model_card(run, read_settings(RunFolder(run_dir).config), repo)
     operations = [
         CommitOperationAdd(str(path.relative_to(checkpoint)), str(path))

@@ -136,6 +136,7 @@ class Trainer:
         if job.is_rank0:
             folder.write_config(run.settings)
             folder.write_data(data.as_json())
+            folder.graph.unlink(missing_ok=True)  # the page takes the markup as it is: never that of a resumed run
             if len(graph.calls) > 1:
                 with report_failure(echo, "no drawing of the graph"):
                     write_graph_svg(folder.graph, run.algorithm or "the algorithm", graph, call_args_of(config))

@@ -11,7 +11,7 @@ from typing import Any
 
 from reallm.errors import DataError
 from reallm.experiments.runs.folder import RunFolder
-from reallm.foreign_files import parse_json, read_json_object, reading
+from reallm.foreign_files import check_own, parse_json, read_json_object, reading
 
 
 def is_run(folder: Path) -> bool:
@@ -27,21 +27,35 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file; none if it does not exist. A line that a killed process cut off is skipped."""
-    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
+    """The objects of a JSONL file; none if it does not exist. A line that a killed process cut off is skipped.
+
+    Raises:
+        DataError: it is a link out of its folder, or no regular file.
+    """
+    with suppress(FileNotFoundError), _own(path).open(encoding="utf-8", errors="replace") as file:
         yield from _objects(file)
 
 
 def last_json_lines(path: Path, n_bytes: int = 1 << 18) -> list[dict[str, Any]]:
-    """Like `json_lines`, but only for the last `n_bytes` of the file: some hundred lines, however long the file is."""
+    """Like `json_lines`, but only for the last `n_bytes` of the file: some hundred lines, however long the file is.
+
+    None if the file is a link out of its folder, or no regular file: what lists runs goes on to the next one.
+    """
     try:
-        with path.open("rb") as file:
+        with _own(path).open("rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
             file.seek(start)
             lines = file.read().decode(errors="replace").split("\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, DataError):
         return []
     return list(_objects(lines[1:] if start else lines))
+
+
+def _own(path: Path) -> Path:
+    """The path, if reading it neither leads out of its folder nor waits for somebody; see `check_own`."""
+    with reading(path, "remove it", error=DataError, passing=(FileNotFoundError,)):
+        check_own(path, error=DataError)
+    return path
 
 
 def _objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -59,7 +73,7 @@ def is_locked(lock: Path) -> bool | None:
     A file that does not exist is not locked, and is not created.
     """
     try:
-        descriptor = os.open(lock, os.O_RDONLY)
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
     except FileNotFoundError:
         return False
     except OSError:

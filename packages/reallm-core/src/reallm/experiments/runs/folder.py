@@ -20,7 +20,7 @@ import yaml
 from reallm.atomic_files import atomic_write
 from reallm.config.trust import TRUST_CODE, settings_that_name_code
 from reallm.errors import ConfigError
-from reallm.foreign_files import read_bytes, reading
+from reallm.foreign_files import check_own_entries, read_bytes, reading
 from reallm.foreign_yaml import parse_yaml
 
 LOCK = ".lock"
@@ -70,8 +70,9 @@ class RunFolder:
         """Context that holds the lock of the folder. The system releases it when the process ends, however it ends.
 
         Raises:
-            ConfigError: another process holds it.
+            ConfigError: another process holds it, or what a run would write leads out of the folder.
         """
+        check_own_entries(self.path, below=(self.checkpoints.name, self.precomputed.name), error=ConfigError)
         descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if not _lock(descriptor):
@@ -159,13 +160,14 @@ class RunFolder:
         """The HuggingFace checkpoint of the model after `step`."""
         return self.checkpoints / f"step-{step:06d}"
 
-    def resume_command(self, algorithm: str | None) -> str:
+    def resume_command(self, algorithm: str | None, *, is_own: bool = True) -> str:
         """The command line that resumes the run: `reallm sft resume=runs/a`; `resume=runs/a` without an algorithm.
 
-        It says that code in the run's settings is trusted, if they name any.
+        Of a run that this user has started (`is_own`) it says that code in the settings is trusted, if they name any.
+        A folder that is only looked at may be that of somebody else.
         """
         command = [] if algorithm is None else ["reallm", algorithm]
-        trust = [TRUST_CODE] if self._names_code() else []
+        trust = [TRUST_CODE] if is_own and self._names_code() else []
         return shlex.join([*command, f"resume={self.path}", *trust])
 
     def _names_code(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -93,7 +94,7 @@ class RunInfo:
             return None
         if not (self.checkpoint / TRAINING_STATE).is_dir():
             return None
-        return RunFolder(self.path).resume_command(self.algorithm)
+        return RunFolder(self.path).resume_command(self.algorithm, is_own=False)
 
     def as_json(self) -> dict[str, Any]:
         """All fields as JSON types, with NaN as null. A stable format: keys are only ever added."""
@@ -130,7 +131,7 @@ def read_run(path: Path, *, name: str | None = None) -> RunInfo:
         seconds=_seconds(path, summary.get("seconds"), status),
         error=_typed(str, summary.get("error")),
         stop_reason=_typed(str, summary.get("stop_reason")),
-        question=_typed(str, summary.get("question")),
+        question=_words(summary.get("question")),
         train_samples=_typed(int, summary.get("train_samples")),
         valid_samples=_typed(int, summary.get("valid_samples")),
         parameters=_counts(summary.get("parameters")),
@@ -231,8 +232,18 @@ def _best(path: Path, written: Any) -> Best | None:
 
 
 def _existing(path: Path, relative: Any) -> Path | None:
+    """The folder below that of the run which its summary names; None if it is not there, or elsewhere."""
     with suppress(OSError, ValueError):  # no path at all
-        return path / relative if isinstance(relative, str) and (path / relative).is_dir() else None
+        if isinstance(relative, str) and (path / relative).is_dir():
+            is_inside = (path / relative).resolve().is_relative_to(path.resolve())
+            return path / relative if is_inside else None
+    return None
+
+
+def _words(text: Any) -> str | None:
+    """The end of a command line, quoted anew: another's text must not begin a second command where it is pasted."""
+    with suppress(ValueError):  # quotes that do not end
+        return shlex.join(shlex.split(text)) if isinstance(text, str) else None
     return None
 
 

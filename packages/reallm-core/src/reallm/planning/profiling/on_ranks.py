@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from reallm.errors import PeerError
 from reallm.launch.cores import n_cores
 from reallm.launch.launcher import Launcher
 from reallm.launch.signals import INTERRUPTED
+from reallm.new_python import module_command
 from reallm.planning.profiling.measure import measure, setting_of
 from reallm.planning.profiling.order import Order
 from reallm.planning.profiling.profile import Profile, read_profiles, write_profile
@@ -61,7 +61,7 @@ def measure_on_ranks(order: Order, n_ranks: int, file: Path) -> Profile:
     with tempfile.TemporaryDirectory() as folder:
         orders, result = Path(folder, "order.json"), Path(folder, "result.json")
         order.write(orders)
-        command = [sys.executable, "-m", "reallm.planning.profiling.worker", str(orders), str(result)]
+        command = [*module_command("reallm.planning.profiling.worker"), str(orders), str(result)]
         environment = {"OMP_NUM_THREADS": str(_n_threads(n_ranks)), **os.environ}
         failure = Launcher(command, n_ranks, environment).run()
         if failure is not None and (failure.user_stopped or failure.code == INTERRUPTED):
