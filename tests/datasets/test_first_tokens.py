@@ -11,13 +11,13 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from reallm.data import first_tokens as module
+from reallm.data.first_tokens import FirstTokens
 from reallm.data.row import Row
 from reallm.data.tokenization.encoder import EncodedRow
-from reallm_datasets import first_tokens as module
 from reallm_datasets.encoders.prompt import PromptEncoder
 from reallm_datasets.encoders.prompt_answer import PromptAnswerEncoder
 from reallm_datasets.encoders.rw_pair import PairEncoder
-from reallm_datasets.first_tokens import FirstTokens
 from tests.helpers.tokenizers import TEXT, tiny_tokenizer
 
 N = 16

@@ -42,6 +42,7 @@ from reallm.serving.engine_requests import chat_requests, completion_requests
 from reallm.serving.errors import APIError
 from reallm.serving.requests import ChatCompletionRequest, CompletionRequest
 from reallm.serving.served_model import ServedModel
+from tests.fuzz import server
 from tests.fuzz.runner import Open, Read
 from tests.helpers.run_folders import write_run
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
@@ -421,6 +422,8 @@ READERS: Mapping[str, Open] = {
     "entry points": _metadata("entry_points.txt"),
     "direct URL": _metadata("direct_url.json"),
     "request": _request,
+    "request over HTTP": server.open_bodies,
+    "connection": server.open_connections,
     "adapter config": _adapter("adapter_config.json"),
     "adapter weights": _adapter("adapter_model.safetensors"),
 }

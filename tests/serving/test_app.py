@@ -278,10 +278,12 @@ def test_a_body_that_is_wrong_as_a_whole(running: RunningServer, body: bytes, ki
     assert pytest.raises(AssertionError, match=message).matches(AssertionError(answer))
 
 
-def test_an_error_may_quote_half_a_character(running: RunningServer) -> None:
-    status, message = post(running, "/v1/completions", b'{"prompt": "x", "model": "\\ud83d"}')
+def test_what_an_error_quotes_is_printable_and_short(running: RunningServer) -> None:
+    body = json.dumps({"prompt": "x", "model": f"\ud83d\n\x1b[2J{'x' * 100_000}"}).encode()
+    status, message = post(running, "/v1/completions", body)
     assert status == 404
-    assert message == "there is no model '\ud83d' here; this server has 'tiny'"
+    assert message.startswith(r"there is no model '\ud83d\n\x1b[2Jxxx")
+    assert len(message) == 1000
 
 
 def test_the_model_may_be_left_out_and_null_counts_as_left_out(running: RunningServer) -> None:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from reallm.data.chat.template import ChatTemplate, Conversation
+from reallm.data.first_tokens import FirstTokens, TokensWithEnds
 from reallm.errors import ConfigError, DataError, kind_of
-from reallm_datasets.first_tokens import FirstTokens, TokensWithEnds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,20 +10,20 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from reallm.generation.request import Request as EngineRequest
 from reallm.serving.access_log import AccessLog
 from reallm.serving.answer import Answer
+from reallm.serving.bodies import DrainBody, parse_body, read_body
 from reallm.serving.engine_requests import chat_requests, completion_requests
 from reallm.serving.engine_thread import EngineThread
 from reallm.serving.errors import CLIENT_CLOSED_REQUEST, APIError, ClientGoneError
 from reallm.serving.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from reallm.serving.respond import respond
 from reallm.serving.response_forms import ChatForm, CompletionForm
-from reallm.serving.responses import ModelCard, ModelList
+from reallm.serving.responses import LoadResponse, ModelCard, ModelList
 from reallm.serving.served_model import ServedModel
 
 B = TypeVar("B", bound=GenerationRequest)
@@ -39,9 +39,11 @@ def create_app(served: ServedModel, engine: EngineThread, *, api_key: str | None
         engine: the thread that generates with it; the caller starts and ends it.
         api_key: key that requests must have as `Authorization: Bearer KEY`; None: no key is asked for.
     """
-    app = FastAPI(title="reallm", docs_url=None, redoc_url=None)
+    app = FastAPI(title="reallm", openapi_url=None, redirect_slashes=False)
+    app.add_middleware(DrainBody)
     app.add_middleware(AccessLog)
-    app.include_router(_endpoints(served, engine), dependencies=[Depends(_key_check(api_key))])
+    checked = [Depends(_key_check(api_key))]
+    app.include_router(_endpoints(served, engine), dependencies=checked)
 
     @app.get("/health", response_model=None)
     async def health() -> Response:
@@ -50,9 +52,18 @@ def create_app(served: ServedModel, engine: EngineThread, *, api_key: str | None
             raise APIError("the engine has failed; the server ends", status=503)
         return JSONResponse({"status": "ok"})
 
+    @app.get("/load", dependencies=checked)
+    async def load() -> LoadResponse:
+        """What the engine is busy with."""
+        found = await engine.load()
+        return LoadResponse(
+            running=found.n_sequences - found.n_waiting,
+            waiting=found.n_waiting,
+            free_kv_cache_tokens=found.n_free_tokens,
+        )
+
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         APIError: _api_error,
-        RequestValidationError: _invalid_body,
         ClientGoneError: _client_gone,
         HTTPException: _http_error,
         Exception: _defect,
@@ -66,23 +77,34 @@ def _endpoints(served: ServedModel, engine: EngineThread) -> APIRouter:
     router = APIRouter(prefix="/v1")
     tokenizing = ThreadPoolExecutor(1, "tokenizer")  # a long prompt must not hold up streams
 
-    async def begin(request: Request, body: B, translate: Callable[[B, ServedModel], list[EngineRequest]]) -> Answer:
-        served.check_name(body.model)
-        requests = await asyncio.get_running_loop().run_in_executor(tokenizing, translate, body, served)
+    async def begin(
+        request: Request, kind: type[B], translate: Callable[[B, ServedModel], list[EngineRequest]]
+    ) -> tuple[B, Answer]:
+        content, content_type = await read_body(request), request.headers.get("Content-Type", "")
+
+        def translated() -> tuple[B, list[EngineRequest]]:
+            try:
+                body = kind.model_validate(parse_body(content, content_type))
+                served.check_name(body.model)
+                return body, translate(body, served)
+            except RecursionError:
+                raise APIError("the body is nested too deeply") from None
+
+        body, requests = await asyncio.get_running_loop().run_in_executor(tokenizing, translated)
         answer = request.state.answer = engine.submit(requests)
-        return answer
+        return body, answer
 
     @router.post("/completions", response_model=None)
-    async def completions(body: CompletionRequest, request: Request) -> Response:
+    async def completions(request: Request) -> Response:
         """Continue prompts."""
-        answer = await begin(request, body, completion_requests)
+        body, answer = await begin(request, CompletionRequest, completion_requests)
         texts = served.token_texts if body.logprobs is not None else None
         return await respond(request, body, answer, CompletionForm(served.name, texts))
 
     @router.post("/chat/completions", response_model=None)
-    async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+    async def chat_completions(request: Request) -> Response:
         """Answer in a conversation."""
-        answer = await begin(request, body, chat_requests)
+        body, answer = await begin(request, ChatCompletionRequest, chat_requests)
         texts = served.token_texts if body.logprobs else None
         return await respond(request, body, answer, ChatForm(served.name, texts))
 
@@ -119,15 +141,6 @@ def _key_check(api_key: str | None) -> Callable[[Request], Awaitable[None]]:
 async def _api_error(request: Request, error: APIError) -> Response:
     request.state.problem = str(error)
     return Response(error.body, error.status, media_type="application/json")
-
-
-async def _invalid_body(request: Request, error: RequestValidationError) -> Response:
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        problem = APIError(f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
-    else:
-        problem = APIError("the request has no body; it must be a JSON object")
-    return await _api_error(request, problem)
 
 
 async def _client_gone(request: Request, error: ClientGoneError) -> Response:

@@ -13,8 +13,8 @@ from reallm.serving.prompts import chat_prompt, prompts_of
 from reallm.serving.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from reallm.serving.served_model import ServedModel
 
-MAX_SAMPLES = 2048
-"""Most samples of a request, of all its prompts."""
+MAX_STOP_STRINGS, MAX_STOP_LENGTH = 64, 256
+"""Most stop strings of a request, and most characters of each: they are looked for after each token."""
 
 
 def completion_requests(request: CompletionRequest, served: ServedModel) -> list[Request]:
@@ -23,16 +23,10 @@ def completion_requests(request: CompletionRequest, served: ServedModel) -> list
     Raises:
         APIError: a value is not allowed, or a prompt is too long; names the parameter.
     """
-    prompts = prompts_of(request.prompt, served)
-    if len(prompts) * request.n > MAX_SAMPLES:
-        raise APIError(
-            f"{counted(len(prompts), 'prompt')} with n={request.n} are more than {MAX_SAMPLES:,} completions; send "
-            "several requests",
-            param="prompt",
-        )
-    for i, prompt in enumerate(prompts):
-        name = "prompt" if len(prompts) == 1 else f"prompt[{i}]"
+    prompts = []
+    for name, prompt in prompts_of(request.prompt, request.n, served):
         _check_length(len(prompt), request.max_tokens, name, served)
+        prompts.append(prompt)
     return _requests(prompts, request, request.max_tokens, request.logprobs, served)
 
 
@@ -83,6 +77,9 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
     stop = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(stop, list) or not all(isinstance(text, str) for text in stop):
         raise APIError(f"parameter 'stop': found {describe(value)}, wanted text or a list of texts", param="stop")
+    if len(stop) > MAX_STOP_STRINGS or any(len(text) > MAX_STOP_LENGTH for text in stop):
+        limit = f"at most {MAX_STOP_STRINGS} texts of {MAX_STOP_LENGTH} characters"
+        raise APIError(f"parameter 'stop': wanted {limit}", param="stop")
     return tuple(stop)
 
 

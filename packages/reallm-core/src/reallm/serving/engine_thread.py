@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Self
 import torch
 
 from reallm.errors import ReallmError, counted, one_line
+from reallm.generation.balance import Load
 from reallm.generation.engine import GenerationEngine
 from reallm.generation.request import Event, FinishedEvent, Request
 from reallm.serving.answer import Answer
@@ -68,6 +70,21 @@ class EngineThread:
     def stop(self) -> None:
         """End the answers in flight and refuse further ones. A signal handler may call it."""
         self._inbox.put(partial(self._refuse, APIError("the server is shutting down", status=503)))
+
+    async def load(self) -> Load:
+        """What the engine is busy with, between two steps."""
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[Load] = loop.create_future()
+
+        def set_found(load: Load) -> None:
+            if not found.done():  # the client may have gone away
+                found.set_result(load)
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(set_found, self._engine.load)
+
+        self._inbox.put(tell)
+        return await found
 
     # ------------------------------------------------------------------ in the thread
 

@@ -8,24 +8,32 @@ from typing import Any
 
 from reallm.data.messages import read_messages, read_tools
 from reallm.data.row import Row, describe
-from reallm.errors import DataError
+from reallm.errors import DataError, counted
 from reallm.serving.errors import APIError
 from reallm.serving.requests import ChatCompletionRequest
 from reallm.serving.served_model import ServedModel
 
+MAX_SAMPLES = 2048
+"""Most samples of a request, of all its prompts."""
+
 _WANTED = "text, a list of texts, a list of token ids, or a list of such lists"
 
 
-def prompts_of(value: Any, served: ServedModel) -> list[list[int]]:
-    """The token ids of the prompts of a request for completions.
+def prompts_of(value: Any, n: int, served: ServedModel) -> Iterator[tuple[str, list[int]]]:
+    """What errors call it, and the token ids, of each prompt of a request for `n` completions of each.
 
     Raises:
-        APIError: it is no prompt, or one of them is empty.
+        APIError: it is no prompt, there are too many, one is empty or is surely longer than the context.
     """
     prompts = [value] if isinstance(value, str) or _is_ids(value) else value
     if not isinstance(prompts, list) or not prompts:
         raise _wrong("prompt", value)
-    found = []
+    if len(prompts) * n > MAX_SAMPLES:
+        raise APIError(
+            f"{counted(len(prompts), 'prompt')} with n={n} are more than {MAX_SAMPLES:,} completions; send several "
+            "requests",
+            param="prompt",
+        )
     for i, prompt in enumerate(prompts):
         name = "prompt" if prompts is not value else f"prompt[{i}]"
         if not (isinstance(prompt, str) or _is_ids(prompt)):
@@ -37,8 +45,7 @@ def prompts_of(value: Any, served: ServedModel) -> list[list[int]]:
         if unknown:
             tokens = f"tokens 0 to {served.vocab_size - 1}"
             raise APIError(f"parameter '{name}' has token {unknown[0]}, but the model has {tokens}", param="prompt")
-        found.append(ids)
-    return found
+        yield name, ids
 
 
 def chat_prompt(request: ChatCompletionRequest, served: ServedModel) -> list[int]:
@@ -61,6 +68,7 @@ def chat_prompt(request: ChatCompletionRequest, served: ServedModel) -> list[int
         raise APIError(f"the chat template of '{served.name}' ignores tools; leave them out", param="tools")
     with _naming("messages", row):
         text = template.prompt(read_messages(row, "messages"), row, tools)
+    served.check_text(text, "messages")
     return served.tokenizer.encode(text, add_special_tokens=False)  # the template has written them
 
 
@@ -80,7 +88,9 @@ def _is_ids(value: Any) -> bool:
 def _encoded(text: str, name: str, served: ServedModel) -> list[int]:
     row = Row("", "the request", {})
     with _naming("prompt", row):
-        return served.tokenizer.encode(row.valid_text(text, f"parameter '{name}'"))
+        row.valid_text(text, f"parameter '{name}'")
+    served.check_text(text, name)
+    return served.tokenizer.encode(text)
 
 
 def _wrong(name: str, value: Any) -> APIError:

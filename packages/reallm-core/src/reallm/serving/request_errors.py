@@ -36,8 +36,6 @@ _WANTED = {
 
 def body_error(body: Any) -> APIError:
     """The error of a body that is no JSON object."""
-    if isinstance(body, bytes):
-        return APIError("the body must be sent as JSON, with the header 'Content-Type: application/json'")
     return APIError(f"the body must be a JSON object, not {describe(body)}")
 
 

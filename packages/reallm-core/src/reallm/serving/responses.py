@@ -124,6 +124,17 @@ class ChatChunk(Header):
     usage: Usage | None = Field(default=None, exclude_if=_is_none)
 
 
+class LoadResponse(BaseModel):
+    """What the engine is busy with."""
+
+    running: int
+    """Number of samples that are generated."""
+    waiting: int
+    """Number of those that wait for room."""
+    free_kv_cache_tokens: int
+    """Number of tokens that the KV cache has room for besides those of all samples; negative if some wait for it."""
+
+
 class ModelCard(BaseModel):
     """A model that is served."""
 

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from reallm.data.chat.template import ChatTemplate
-from reallm.errors import DataError
+from reallm.data.first_tokens import FirstTokens
+from reallm.errors import DataError, counted
 from reallm.serving.errors import APIError
 from reallm.serving.token_texts import TokenTexts
 
@@ -63,6 +64,24 @@ class ServedModel:
                 param="model",
                 code="model_not_found",
             )
+
+    def check_text(self, text: str, name: str) -> None:
+        """Check the text of a prompt, before all of it is tokenized, if it is far longer than the context.
+
+        Raises:
+            APIError: it has more tokens; `name` is the parameter that has it.
+        """
+        if self._first_tokens(text, self.context_length) is not None:
+            raise APIError(
+                f"'{name}' has more than the {counted(self.context_length, 'token')} of context that '{self.name}' "
+                "has; shorten it",
+                param=name.partition("[")[0],
+                code="context_length_exceeded",
+            )
+
+    @cached_property
+    def _first_tokens(self) -> FirstTokens:
+        return FirstTokens(self.tokenizer)
 
     def next_number(self) -> int:
         """The number of the next request that has no seed of its own, from 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -12,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from reallm.launch.signals import INTERRUPTED
+from reallm.serving.connections import BACKLOG, Connection
 from reallm.serving.engine_thread import EngineThread
 
 _UVICORN = logging.getLogger("uvicorn.error")
@@ -32,10 +34,12 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Connection,
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                backlog=BACKLOG,
                 timeout_graceful_shutdown=SECONDS_TO_CLOSE,
             )
         )
@@ -62,6 +66,11 @@ class Server(uvicorn.Server):
         if self._engine.has_failed:
             self.exit_code = 1
             return True
+        if counter % 10 == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in [*self.server_state.connections]:
+                if isinstance(connection, Connection):
+                    connection.check(now)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
