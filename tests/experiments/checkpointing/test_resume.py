@@ -22,8 +22,8 @@ from reallm.algorithms.sft.config import SFTConfig
 from reallm.config.optimizer import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError
-from reallm.experiments.checkpointing.train_state import has_state, read_state
-from reallm.experiments.runs.folder import RunFolder
+from reallm.experiments.checkpointing.train_state import read_state
+from reallm.experiments.runs.folder import RunFolder, has_state
 from reallm.loggers.jsonl import JsonlLogger
 from tests.experiments.conftest import Trainer
 

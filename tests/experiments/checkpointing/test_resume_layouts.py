@@ -29,10 +29,10 @@ from reallm.config.optimizer import OptimizerConfig
 from reallm.config.parallel import ParallelArgs
 from reallm.errors import CheckpointError, ConfigError, DataError
 from reallm.experiments.checkpointing.state_file import Generators
-from reallm.experiments.checkpointing.train_state import has_state, read_state
+from reallm.experiments.checkpointing.train_state import read_state
 from reallm.experiments.run import runner
 from reallm.experiments.run.runner import run
-from reallm.experiments.runs.folder import RunFolder
+from reallm.experiments.runs.folder import RunFolder, has_state
 from reallm.launch.job import Job
 from reallm.plugins import registry
 from reallm.seeding import seed_global_generators

@@ -94,15 +94,48 @@ def test_missing_and_shortened_files(trainer: Trainer, run_dir: Path) -> None:
         resume(trainer, run_dir)
 
 
+def test_a_state_without_its_own_file_is_no_older_save(trainer: Trainer, run_dir: Path) -> None:
+    state = run_dir / "checkpoints" / STEP / TRAINING_STATE
+    (state / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"state.json is missing; copy it again"):
+        resume(trainer, run_dir)
+    (state / CHECKSUMS).unlink()
+    with pytest.raises(CheckpointError, match=r"state.json is damaged \(.*\); the optimizer's state is lost"):
+        resume(trainer, run_dir)
+
+
 def test_files_of_others_beside_the_checkpoint_do_not_matter(trainer: Trainer, run_dir: Path) -> None:
     (run_dir / "checkpoints" / STEP / "README.md").write_text("mine")
     resume(trainer, run_dir)
 
 
-def test_a_checkpoint_without_checksums_is_resumed_as_before(trainer: Trainer, run_dir: Path) -> None:
-    for path in run_dir.rglob(CHECKSUMS):
-        path.unlink()
+@pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", f"{TRAINING_STATE}/rank-1.json"])
+def test_one_that_was_added_is_named_if_it_could_be_read(trainer: Trainer, run_dir: Path, name: str) -> None:
+    path = run_dir / "checkpoints" / STEP / name
+    path.write_text("{}")
+    with pytest.raises(CheckpointError, match=f"{path} was not there when this was saved; remove it"):
+        resume(trainer, run_dir)
+
+
+def test_blanks_that_were_added_to_the_checksums_are_named_too(trainer: Trainer, run_dir: Path) -> None:
+    path = run_dir / "checkpoints" / STEP / CHECKSUMS
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(CheckpointError, match="checksums.json is damaged"):
+        resume(trainer, run_dir)
+
+
+def test_a_checkpoint_without_checksums_is_resumed_as_before_and_said_to_have_none(
+    trainer: Trainer, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_dir / "checkpoints" / STEP
+    (folder / TRAINING_STATE / CHECKSUMS).unlink()
+    assert command(["verify", str(run_dir)]) == 0
+    assert f"as saved, but no checksums in '{TRAINING_STATE}'; what is there can be" in capsys.readouterr().out
+    (folder / CHECKSUMS).unlink()
+    assert command(["verify", str(run_dir)]) == 0
+    assert f"{STEP}: no checksums; it can be read, with the training state" in capsys.readouterr().out
     resume(trainer, run_dir)
+    assert f"note: {folder} has no {CHECKSUMS}; damage to its files is not noticed" in trainer.output
 
 
 def test_the_command_checks_all_checkpoints_of_a_run(

@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from reallm.parallel.object_collectives import all_gather_json, fail_together, i
 CHECKSUMS = "checksums.json"
 _FORMAT = 1
 _BLOCK = 1 << 20
+_ALL_LISTED = (".safetensors", ".json", ".jinja")
+"""Suffixes of files that could change what is read of a folder: one that is not in its list is an error."""
 
 
 class Checksum(NamedTuple):
@@ -32,6 +35,16 @@ class Checksum(NamedTuple):
 
     size: int
     crc32: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What was compared with checksums, all of which fits."""
+
+    n_bytes: int
+    """Number of bytes of all files."""
+    without: tuple[Path, ...]
+    """The folders without checksums, as those of earlier versions are."""
 
 
 def write_checksums(folder: Path, inner: Sequence[str] = (), mesh: Mesh | None = None) -> None:
@@ -56,7 +69,7 @@ def write_checksums(folder: Path, inner: Sequence[str] = (), mesh: Mesh | None =
                 _write(top, {path.relative_to(top).as_posix(): Checksum(*found[name]) for path, name in names.items()})
 
 
-def verify_checksums(folder: Path, inner: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> int | None:
+def verify_checksums(folder: Path, inner: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> Compared:
     """Compare the files of a folder with their checksums.
 
     Args:
@@ -64,15 +77,11 @@ def verify_checksums(folder: Path, inner: Sequence[str] = (), share: tuple[int, 
         inner: folders in it that have checksums of their own, if they exist.
         share: which part of the files this process compares, as (number, number of parts).
 
-    Returns:
-        The number of bytes of all files; None if the folder has no checksums, as those of earlier versions.
-
     Raises:
-        CheckpointError: a file is missing or has changed; names the first of them and the remedy.
+        CheckpointError: a file is missing, was added or has changed; names the first of them and the remedy.
     """
-    tops = [top for top in (folder, *(folder / name for name in inner)) if (top / CHECKSUMS).exists()]
-    if not tops:
-        return None
+    all_tops = [folder, *(folder / name for name in inner if (folder / name).is_dir())]
+    tops = [top for top in all_tops if (top / CHECKSUMS).exists()]
     expected = {top / name: one for top in tops for name, one in _read(top).items()}
     for path, one in expected.items():
         if not path.is_file():
@@ -81,17 +90,20 @@ def verify_checksums(folder: Path, inner: Sequence[str] = (), share: tuple[int, 
             raise CheckpointError(
                 f"{path} has {path.stat().st_size} bytes, and had {one.size} when it was saved; {_remedy(path, tops)}"
             )
+    for path in (path for top in tops for path in _files(top, all_tops)):
+        if path not in expected and path.suffix in _ALL_LISTED:
+            raise CheckpointError(f"{path} was not there when this was saved; {_remedy(path, tops, 'remove it')}")
     number, of = share
     changed = [path for path, one in _checksums(list(expected)[number::of]) if one != expected[path]]
     if changed:
         more = f" (and {quoted([path.name for path in changed[1:]], 3)})" if changed[1:] else ""
         raise CheckpointError(f"{changed[0]}{more} has other bytes than when it was saved; {_remedy(changed[0], tops)}")
-    return sum(one.size for one in expected.values())
+    return Compared(sum(one.size for one in expected.values()), tuple(top for top in all_tops if top not in tops))
 
 
-def _remedy(path: Path, tops: Sequence[Path]) -> str:
+def _remedy(path: Path, tops: Sequence[Path], usual: str = "copy it again") -> str:
     top = next(top for top in reversed(tops) if path.is_relative_to(top))
-    return f"copy it again, or, if you changed it yourself, remove {top / CHECKSUMS}"
+    return f"{usual}, or, if you changed it yourself, remove {top / CHECKSUMS}"
 
 
 def _files(top: Path, tops: Sequence[Path]) -> list[Path]:
@@ -123,16 +135,15 @@ def _checksum(path: Path) -> Checksum:
 
 def _write(top: Path, checksums: Mapping[str, Checksum]) -> None:
     files = {name: {"size": one.size, "crc32": f"{one.crc32:08x}"} for name, one in checksums.items()}
-    content = {"format": _FORMAT, "files": files, "crc32": _crc_of_list(files)}
-    (top / CHECKSUMS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (top / CHECKSUMS).write_bytes(_text(files))
 
 
 def _read(top: Path) -> dict[str, Checksum]:
     path, remedy = top / CHECKSUMS, "copy it again, or remove it to go on without"
     with reading(path, remedy, problem="is damaged"):
-        content = parse_json(read_bytes(path))
-        files = content["files"]
-        if content["format"] != _FORMAT or content["crc32"] != _crc_of_list(files):
+        text = read_bytes(path)
+        files = parse_json(text)["files"]
+        if text != _text(files):
             raise ValueError("it does not fit its own checksum")
         return {name: Checksum(one["size"], int(one["crc32"], 16)) for name, one in _plain(files.items())}
 
@@ -145,5 +156,7 @@ def _plain(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         yield name, one
 
 
-def _crc_of_list(files: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(files, sort_keys=True).encode()):08x}"
+def _text(files: Mapping[str, Any]) -> bytes:
+    """The whole file with a list; what was read is compared with it, byte by byte."""
+    crc32 = f"{zlib.crc32(json.dumps(files, sort_keys=True).encode()):08x}"
+    return (json.dumps({"format": _FORMAT, "files": files, "crc32": crc32}, indent=1) + "\n").encode()

@@ -18,18 +18,23 @@ def verify(
       reallm verify runs/my-run/checkpoints/step-000100
     """
     from reallm.cli.tables import size
-    from reallm.errors import CheckpointError, counted
+    from reallm.errors import CheckpointError, counted, quoted
     from reallm.experiments.checkpointing.verify import checkpoints_of
     from reallm.experiments.checkpointing.verify import verify as verify_all
+    from reallm.printable import printable_line
 
     paths = checkpoints_of(folder)
     n_damaged = 0
     for found in verify_all(paths):
-        if found.problem is not None:
+        if found.problem is not None or found.compared is None:
             n_damaged += 1
-            typer.echo(f"{found.folder.name}: damaged: {found.problem}")
+            typer.echo(printable_line(f"{found.folder.name}: damaged: {found.problem}"))
             continue
-        text = "no checksums; it can be read" if found.n_bytes is None else f"{size(found.n_bytes)}, all as saved"
+        n_bytes, without = found.compared.n_bytes, found.compared.without
+        text = f"{size(n_bytes)}, all as saved" if n_bytes else "no checksums; it can be read"
+        if n_bytes and without:
+            names = quoted([path.name for path in without])
+            text = f"{size(n_bytes)} as saved, but no checksums in {names}; what is there can be read"
         state = "" if found.step is None else f", with the training state of step {found.step}"
         typer.echo(f"{found.folder.name}: {text}{state}")
     if n_damaged:

@@ -23,10 +23,9 @@ from reallm.experiments.checkpointing.state_file import Best
 from reallm.experiments.checkpointing.train_state import (
     TrainState,
     follower_folder,
-    has_state,
     write_state,
 )
-from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
+from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, has_state
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.object_collectives import fail_together, is_leader
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reallm.checkpoint.checksums import verify_checksums
+from reallm.checkpoint.checksums import CHECKSUMS, verify_checksums
 from reallm.config.args import ModelArgs
 from reallm.config.dataset import CHAT_TEMPLATE
 from reallm.config.lora import LoRAArgs
@@ -18,12 +18,11 @@ from reallm.experiments.checkpointing.resume import refuse_changes
 from reallm.experiments.checkpointing.train_state import (
     TrainState,
     follower_folder,
-    has_state,
     load_engine,
     read_state,
     versions,
 )
-from reallm.experiments.runs.folder import TRAINING_STATE, n_ranks
+from reallm.experiments.runs.folder import TRAINING_STATE, has_state, n_ranks
 from reallm.experiments.runs.settings import of_plan
 from reallm.field_types import value_text
 from reallm.launch.job import Job
@@ -108,9 +107,11 @@ def resume_point(run: OpenRun, resume: str | None, echo: Callable[[str], None], 
     if not saved:
         echo(f"{folder.path}: nothing is saved there yet, starting from the beginning")
         return ResumePoint(None, None)
-    verify_checksums(saved[-1], (TRAINING_STATE,), share=(job.rank, job.size))
+    compared = verify_checksums(saved[-1], (TRAINING_STATE,), share=(job.rank, job.size))
     state, written_with = read_state(saved[-1], job.rank)
     echo(f"resuming {folder.path} after step {state.step}")
+    for without in compared.without:
+        echo(f"note: {without} has no {CHECKSUMS}; damage to its files is not noticed")
     for key, (before, now) in run.changed.items():
         echo(f"changed: {key} {value_text(before)} -> {value_text(now)}")
     before = n_ranks(saved[-1])

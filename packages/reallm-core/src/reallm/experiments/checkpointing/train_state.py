@@ -150,11 +150,6 @@ def follower_folder(checkpoint: Path, role: str) -> Path:
     return checkpoint / TRAINING_STATE / "models" / role
 
 
-def has_state(checkpoint: Path) -> bool:
-    """Whether a run can be resumed from a checkpoint."""
-    return (checkpoint / TRAINING_STATE / "state.json").is_file()
-
-
 def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, str]]:
     """Read the state in a checkpoint's folder, its tensors as views of the files, and the versions that wrote it.
 

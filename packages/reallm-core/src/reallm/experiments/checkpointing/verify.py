@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reallm.checkpoint.checksums import verify_checksums
+from reallm.checkpoint.checksums import Compared, verify_checksums
 from reallm.checkpoint.reader import open_checkpoint
 from reallm.errors import CheckpointError, ReallmError
-from reallm.experiments.checkpointing.train_state import has_state, read_state
-from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, n_ranks
+from reallm.experiments.checkpointing.train_state import read_state
+from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, has_state, n_ranks
 from reallm.hf.checkpoint_folder import is_model_folder, read_hf_config
 from reallm.hf.file_names import CONFIG_NAME
 
@@ -20,8 +20,8 @@ class Verified:
     """What was found about a checkpoint."""
 
     folder: Path
-    n_bytes: int | None
-    """Number of bytes that fit their checksums; None if there are no checksums."""
+    compared: Compared | None
+    """What was compared with checksums; None if something does not fit."""
     step: int | None
     """The step of the training state; None if it has none."""
     problem: str | None
@@ -48,9 +48,9 @@ def checkpoints_of(path: Path) -> list[Path]:
 def verify(paths: list[Path]) -> Iterator[Verified]:
     """Check checkpoints one after the other."""
     for path in paths:
-        n_bytes = step = problem = None
+        compared = step = problem = None
         try:
-            n_bytes = verify_checksums(path, (TRAINING_STATE,))
+            compared = verify_checksums(path, (TRAINING_STATE,))
             if is_model_folder(path):
                 _read_headers(path)
             if has_state(path):
@@ -58,7 +58,7 @@ def verify(paths: list[Path]) -> Iterator[Verified]:
                     step = read_state(path, rank)[0].step
         except ReallmError as error:
             problem = str(error)
-        yield Verified(path, n_bytes, step, problem)
+        yield Verified(path, compared, step, problem)
 
 
 def _read_headers(folder: Path) -> None:

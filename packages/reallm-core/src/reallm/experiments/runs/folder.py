@@ -206,6 +206,11 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
 
 
+def has_state(checkpoint: Path) -> bool:
+    """Whether a checkpoint is one that a run is resumed from."""
+    return (checkpoint / TRAINING_STATE).is_dir()
+
+
 def n_ranks(checkpoint: Path) -> int:
     """Number of processes that saved the training state of a checkpoint."""
     return 1 + len(list((checkpoint / TRAINING_STATE).glob(rank_file("*"))))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from reallm.errors import ReallmError, nearest
 from reallm.experiments.runs.files import is_locked, is_run, json_object, last_json_lines
-from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
+from reallm.experiments.runs.folder import RunFolder, has_state
 from reallm.experiments.runs.metrics import is_evaluation, is_loss, is_number, is_reward
 
 Status = Literal["running", "done", "stopped", "failed", "killed"]
@@ -92,7 +92,7 @@ class RunInfo:
         """The command that resumes the run; None if it is done, still running, or has saved no state."""
         if self.status in ("done", "running") or self.checkpoint is None or self.algorithm is None:
             return None
-        if not (self.checkpoint / TRAINING_STATE).is_dir():
+        if not has_state(self.checkpoint):
             return None
         return RunFolder(self.path).resume_command(self.algorithm, is_own=False)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reallm.arguments import as_path
 from reallm.errors import ConfigError, nearest
-from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, step_of
+from reallm.experiments.runs.folder import RunFolder, has_state, step_of
 from reallm.experiments.runs.settings import path_key
 from reallm.hf.file_names import CONFIG_NAME
 
@@ -52,7 +52,7 @@ def _check_is_newest(resume: str, path: Path, run: RunFolder) -> None:
     """Check that a path below the checkpoints of a run is that of the one it is resumed from."""
     below = path.relative_to(run.checkpoints) if path.is_relative_to(run.checkpoints) else Path(path.name)
     saved = run.saved_steps()
-    resumable = [step for step, folder in saved.items() if (folder / TRAINING_STATE).is_dir()]
+    resumable = [step for step, folder in saved.items() if has_state(folder)]
     if not below.parts or not resumable:
         return  # the folder of all checkpoints; or nothing to resume from, which is reported with the remedy
     step = step_of((run.checkpoints / below.parts[0]).resolve().name)  # it may be a link, such as `last`

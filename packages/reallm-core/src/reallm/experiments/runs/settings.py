@@ -10,7 +10,7 @@ from typing import Any
 from reallm.config.args import CallArgs
 from reallm.config.optimizer import OPTIONS
 from reallm.errors import ConfigError
-from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, n_ranks
+from reallm.experiments.runs.folder import RunFolder, has_state, n_ranks
 from reallm.foreign_files import read_bytes, reading
 from reallm.foreign_yaml import parse_yaml
 from reallm.parallel.layout import Layout
@@ -135,7 +135,7 @@ def n_processes(settings: Mapping[str, Any]) -> int:
 
 def n_processes_of(folder: RunFolder) -> int:
     """Number of processes that trained a run last, some of them perhaps idle; by its settings until it has saved."""
-    saved = [path for path in folder.saved_steps().values() if (path / TRAINING_STATE).is_dir()]
+    saved = [path for path in folder.saved_steps().values() if has_state(path)]
     return n_ranks(saved[-1]) if saved else n_processes(read_settings(folder.config))
 
 
