@@ -15,7 +15,7 @@ from reallm.model.attention.functional import attend_rotated
 from reallm.model.config import Extra, MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.ends import Embedding, Head
 from reallm.model.forward_context import ForwardContext
-from reallm.model.layers import Linear, TokenEmbedding
+from reallm.model.layers import GatedMLP, Linear, TokenEmbedding
 from reallm.model.packed import PackedSequences
 from reallm.model.rope import rotations
 from reallm.model.transformer import Transformer
@@ -95,6 +95,14 @@ class SquareNorm(nn.Module):
     def forward(self, x):
         squares = x.square()
         return squares / (1 + squares) * self.weight  # bounded, so that no depth overflows
+
+
+class SizedMLP(GatedMLP):
+    """Has a matrix of a size that the configuration gives."""
+
+    def __init__(self, config, block):
+        super().__init__(config, block)
+        self.more = nn.Linear(config.hidden_size // config.extra.scale, config.extra.scale * config.hidden_size)
 
 
 class ForgetfulMLP(ScaledMLP):
@@ -439,6 +447,14 @@ def test_the_norm_of_embeddings_comes_after_positions():
 def test_a_class_that_is_not_there_is_named():
     with pytest.raises(PluginError, match=f"cannot import '{__name__}:Missing'"):
         Transformer(BASE.replace(block=f"{__name__}:Missing"))
+
+
+@pytest.mark.parametrize("scale", [-1, 0, 2**62])
+def test_sizes_that_a_class_cannot_have_are_one_line(scale):
+    config = BASE.replace(mlp=own(SizedMLP), extra=Extra({"scale": scale}))
+    with pytest.raises(ConfigError, match="SizedMLP cannot be built of these sizes") as caught, torch.device("meta"):
+        Transformer(config)
+    assert "\n" not in str(caught.value)
 
 
 def test_every_parameter_declares_how_it_may_be_split():

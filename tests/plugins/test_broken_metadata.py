@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
+from reallm.cli import main
 from reallm.plugins.finder import find, installed
 
 METADATA = b"Metadata-Version: 2.1\nName: reallm-mine\nVersion: 1.0\n"
@@ -72,3 +74,16 @@ def test_help_and_the_list_of_plugins_are_shown(tmp_path: Path) -> None:
         )
         assert shown in done.stdout
         assert not done.stderr
+
+
+@pytest.mark.parametrize("points", [b"[torch.backends]\nno equals sign\n", b"[torch.backends]\n\xff\xfe"])
+def test_what_stops_the_import_of_a_library_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], points: bytes
+) -> None:
+    write(tmp_path, entry_points=points)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(main, "app", lambda *_, **__: entry_points(group="torch.backends"))  # as torch does
+    assert main.run(["sft"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: the metadata in {tmp_path / 'reallm_mine-1.0.dist-info'} cannot be read (")
+    assert line.endswith("reinstall that distribution, or remove it")

@@ -28,6 +28,7 @@ from reallm.cli.verify import verify
 from reallm.errors import ReallmError, did_you_mean, nearest
 from reallm.machine_errors import as_machine_error
 from reallm.plugins import registry
+from reallm.plugins.finder import as_metadata_error
 from reallm.printable import printable_line
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -150,7 +151,7 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
-        known = as_machine_error(error)
+        known = as_metadata_error(as_machine_error(error))
         if known is error:
             raise
         return _fail(str(known))

@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reallm.errors import DataError
+from reallm.errors import ConfigError, DataError
+from reallm.foreign_files import reason_of
 from reallm.model.activations import ACTIVATION_FUNCTIONS, exact_activation
 from reallm.model.config import ReaLModelConfig, is_custom_class
 from reallm.model.ops import gated, rms_norm
@@ -265,8 +266,15 @@ def custom_layer(path: str, *arguments: object) -> nn.Module:
 
     Raises:
         PluginError: the class cannot be imported.
+        ConfigError: torch or arithmetic refuses the sizes that it is given.
     """
-    layer = resolve(path)(*arguments)
+    layer_class = resolve(path)
+    try:
+        layer = layer_class(*arguments)
+    except (RuntimeError, ArithmeticError) as error:  # a negative number of features, a division by no heads
+        raise ConfigError(
+            f"{path} cannot be built of these sizes ({reason_of(error)}); compare config.json with the original"
+        ) from error
     assert isinstance(layer, nn.Module), f"{path} is not a torch.nn.Module"
     return layer
 

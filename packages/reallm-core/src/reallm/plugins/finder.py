@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from traceback import walk_tb
 
 from reallm.errors import PluginError
 from reallm.foreign_files import parse_json, reading
@@ -159,6 +160,24 @@ def _entries(distribution: Distribution) -> list[Entry]:
             raise ValueError(f"it holds the name {text!a}")
     editable = _is_editable(distribution)
     return [Entry(name, version, point.name, point.value, editable) for point in points]
+
+
+def as_metadata_error(error: Exception) -> Exception:
+    """The error of one line for one of a library that reads the metadata of all distributions, as torch's import does.
+
+    Other errors are returned as they are.
+    """
+    modules = {frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)}
+    if not any(module.startswith("importlib.metadata") for module in modules):
+        return error
+    for distribution in distributions():
+        folder = Path(getattr(distribution, "_path", ""))
+        try:
+            with reading(f"the metadata in {folder}", "reinstall that distribution, or remove it", error=PluginError):
+                _ = distribution.metadata, distribution.entry_points, distribution.files
+        except PluginError as found:
+            return found
+    return error
 
 
 def plan(entries: Iterable[Entry], disabled: str = "", broken: Iterable[Broken] = ()) -> Plan:
