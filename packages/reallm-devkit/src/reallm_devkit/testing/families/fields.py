@@ -35,6 +35,8 @@ class UnnamedRefusal(CheckFailed):
 @check(needs=[logits])
 def config_fields(subject: FamilySubject) -> str:
     """every field of transformers' configuration is honoured, or refused by name"""
+    if subject.twin:
+        return f"as with '{subject.twin}', from which it differs in the head alone"
     samples = reference.sequences(subject.config.vocab_size, LENGTHS)
     before = behaviour_of(subject.hf_model, samples)
     positions_key = _key_of(subject, "max_positions")

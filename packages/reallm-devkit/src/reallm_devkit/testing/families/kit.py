@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -108,16 +109,14 @@ class FamilyKit(PluginKit[FamilySubject]):
 
     def subject(self, case: str) -> FamilySubject:
         """Make the subject: the family with one of its configurations."""
-        config_json = self._configs_by_case()[case]
-        family = self._family()
+        configs, family = self._configs_by_case(), self._family()
+        config_json = configs[case]
         lines = TableLines(family, module_of(family))
-        first, *rest = self._configs_by_case()
-        others = (
-            [raw for name in rest if isinstance(raw := self._configs_by_case()[name], Mapping)]
-            if case == first
-            else None
-        )
-        return FamilySubject(family, case, config_json, lines, self.checkpoint, self._light_modules(), others)
+        first, *rest = configs
+        others = [raw for name in rest if isinstance(raw := configs[name], Mapping)] if case == first else None
+        earlier = itertools.takewhile(lambda name: name != case, configs)
+        twin = next((name for name in earlier if _differ_in_head(family, configs[name], config_json)), "")
+        return FamilySubject(family, case, config_json, lines, self.checkpoint, self._light_modules(), others, twin)
 
     def source_location(self, subject: FamilySubject) -> str:
         """The location of the family's custom layers, whose mistakes may raise only later, within torch."""
@@ -181,6 +180,11 @@ def _derived_configs(family: HFFamily) -> Mapping[str, Raw | CheckFailed]:
         return {"default": raw}
     names = ("tied", "untied") if _is_tied(family, raw) else ("untied", "tied")
     return dict(zip(names, (raw, other), strict=True))
+
+
+def _differ_in_head(family: HFFamily, one: Raw | CheckFailed, other: Raw | CheckFailed) -> bool:
+    """Whether configurations are equal but for a tied head."""
+    return isinstance(one, Mapping) and isinstance(other, Mapping) and tiny.with_other_head(family, one) == other
 
 
 def _is_tied(family: HFFamily, raw: Raw) -> bool:

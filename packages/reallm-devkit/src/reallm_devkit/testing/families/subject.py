@@ -45,6 +45,7 @@ class FamilySubject:
         checkpoint: the folder or hub id of a real checkpoint, if one is given.
         light_modules: modules that are imported to list the plugin.
         others: the other configurations if this is the first one, otherwise None.
+        twin: the name of an earlier configuration from which this one differs in the tied head alone; empty: none.
     """
 
     family: HFFamily
@@ -54,6 +55,7 @@ class FamilySubject:
     checkpoint: str | Path | None = None
     light_modules: tuple[str, ...] = ()
     others: Sequence[Mapping[str, Any]] | None = ()
+    twin: str = ""
 
     @property
     def is_first(self) -> bool:
