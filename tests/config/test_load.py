@@ -13,6 +13,7 @@ from reallm.config.args import ModelArgs, RewardArgs
 from reallm.config.load import describe, load
 from reallm.config.optimizer import OPTIONS, OptimizerConfig
 from reallm.errors import ConfigError, UnknownNameError
+from reallm.printable import printable
 from tests.helpers import fake_plugins
 
 NEEDED = ["model.path=m", "dataset.train_path=t.jsonl"]
@@ -168,6 +169,12 @@ def test_printed_configuration_is_read_back_as_it_was(arguments, file):
     assert again.values == loaded.values
     assert again.to_yaml() == loaded.to_yaml()
     assert again.build() == loaded.build()
+
+
+def test_the_yaml_of_all_values_has_escapes_for_what_reorders_characters(file):
+    loaded = load(SFTConfig, [], [*NEEDED, "name=a\u202eb\x1bé"])
+    assert printable(loaded.to_yaml()) == loaded.to_yaml()
+    assert load(SFTConfig, [file(loaded.to_yaml())], []).values == loaded.values
 
 
 def test_a_configuration_object_prints_as_it_was_loaded():

@@ -22,11 +22,16 @@ def printable_line(text: str) -> str:
     return printable(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
-def json_line(value: Mapping[str, Any]) -> str:
-    """A line with an object in JSON; other characters than control characters are not escaped.
+def json_text(value: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """An object in JSON; other characters than control characters are not escaped.
 
     Raises:
         TypeError: a value is not one of JSON.
     """
-    text = json.dumps(value, ensure_ascii=False)
-    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def json_line(value: Mapping[str, Any]) -> str:
+    """The same as a line of a file."""
+    return f"{json_text(value)}\n"

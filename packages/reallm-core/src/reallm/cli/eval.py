@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from reallm.cli.trust import TrustCode, with_trust
 from reallm.errors import ConfigError
 from reallm.launch.rank_env import RankEnv
 from reallm.plugins import registry
+from reallm.printable import json_text
 
 if TYPE_CHECKING:
     from reallm.experiments.evaluation.harness_options import TaskOptions
@@ -161,7 +161,7 @@ def _evaluate(request: Request, config: Any, job: Job | None) -> bool:
 
 
 def _write_json(content: Mapping[str, Any], target: str) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    text = json_text(content, indent=2) + "\n"
     if target == STDOUT:
         sys.stdout.write(text)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +64,7 @@ def show_preview(
     from reallm.config.schema import dataset_fields
     from reallm.experiments.preflight.checks import check_dataset
     from reallm.plugins import registry
+    from reallm.printable import json_text
 
     configuration = load_configuration(name, files, arguments).build()
     for field in dataset_fields(type(configuration)):
@@ -75,7 +75,7 @@ def show_preview(
 
     found = preview_data(configuration, registry.get("algorithm", name), n, split)
     if as_json:
-        typer.echo(json.dumps(to_json(found), ensure_ascii=False))
+        typer.echo(json_text(to_json(found)))
     elif html is None:
         print_preview(found)
     if html is not None:

@@ -22,6 +22,7 @@ from reallm.cli.generation_model import (
     load_model,
 )
 from reallm.errors import ConfigError
+from reallm.printable import printable
 from reallm.specs import STANDARD_IMPLEMENTATION
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def serve(
         served = ServedModel.of(loaded.config, engine, tokenizer, name or _name(path), seed)
         with EngineThread(engine) as thread, _printed_access_log():
             app = create_app(served, thread, api_key=api_key)
-            server = Server(app, thread, lambda: typer.echo(_greeting(loaded, served, bound)))
+            server = Server(app, thread, lambda: typer.echo(printable(_greeting(loaded, served, bound))))
             server.run(sockets=[bound])
     raise typer.Exit(server.exit_code)
 

@@ -36,6 +36,6 @@ def verify(
             names = quoted([path.name for path in without])
             text = f"{size(n_bytes)} as saved, but no checksums in {names}; what is there can be read"
         state = "" if found.step is None else f", with the training state of step {found.step}"
-        typer.echo(f"{found.folder.name}: {text}{state}")
+        typer.echo(printable_line(f"{found.folder.name}: {text}{state}"))
     if n_damaged:
         raise CheckpointError(f"{folder}: {n_damaged} of {counted(len(paths), 'checkpoint')} damaged, as said above")

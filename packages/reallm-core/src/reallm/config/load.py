@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
@@ -32,6 +33,7 @@ from reallm.field_types import (
     literals,
 )
 from reallm.options import REQUIRED, is_missing
+from reallm.printable import printable
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,10 @@ class Configuration:
 
     def to_yaml(self) -> str:
         """All values as YAML that `load` reads, with `???` for a required one that is missing."""
-        return OmegaConf.to_yaml(OmegaConf.create(self.tree()))
+        text = OmegaConf.to_yaml(OmegaConf.create(self.tree()))
+        if printable(text) == text:
+            return text
+        return yaml.safe_dump(self.tree(), sort_keys=False)  # all but ASCII as escapes, which YAML reads
 
     def build(self) -> Any:
         """An instance of the configuration dataclass.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from reallm.atomic_files import atomic_write
 from reallm.experiments.reports.number_format import short
 from reallm.experiments.runs.metrics import Curve, Points, headline, is_evaluation, is_loss, is_reward, thinned, trend
+from reallm.printable import printable_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,5 +96,12 @@ def _set_up(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with atomic_write(path) as temporary:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):  # names that others have given, in which `$` begins no formula
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(printable_line(text.get_text()))
+    with atomic_write(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a box is drawn for it
         figure.savefig(temporary, format="png")
