@@ -35,6 +35,7 @@ def write(folder: Path, name: str = "reallm_mine", **files: bytes) -> None:
         {"direct_url": b"[" * 100_000},
         {"entry_points": b"[reallm]\n\xff\xfe"},
         {"entry_points": b"[reallm]\nno equals sign\nfamily.mine = mine.plugin"},
+        {"entry_points": b"[reallm]\nfamily." + b"x" * 2000 + b" = mine.plugin"},
         {"METADATA": b"\xff"},
         {"METADATA": b"Name: reallm-mine\n"},
     ],

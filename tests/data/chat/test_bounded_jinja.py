@@ -41,6 +41,19 @@ HOSTILE = {
     "replacing by a filter": "{{ ('a' * 9999) | replace('a', 'b' * 99999) }}",
     "joining": "{{ ('b' * 9999999).join(range(99999)) }}",
     "indent": "{{ messages | tojson(indent=99999999999) }}",
+    "indent of many items": "{{ range(99999) | list | tojson(indent=999999) }}",
+    "indent of many lines": "{{ ('a\n' * 10 ** 6) | indent(10 ** 6) }}",
+    "indent that is a text": "{{ ('a\n' * 10 ** 6) | indent('x' * 10 ** 6) }}",
+    "ends of lines": "{{ ('a ' * 10 ** 6) | wordwrap(1, wrapstring='x' * 10 ** 6) }}",
+    "many short lines": "{{ ('a ' * 10 ** 7) | wordwrap(1) }}",
+    "tabs": "{{ ('\t' * 10 ** 6).expandtabs(10 ** 6) }}",
+    "translating": "{{ ('a' * 10 ** 6).translate({97: 'x' * 10 ** 6}) }}",
+    "bytes": "{{ 'a'.encode('utf-32') * 10 ** 11 }}",
+    "a value formatted often": "{{ ('%(a)s' * 10 ** 5) % {'a': 'x' * 10 ** 6} }}",
+    "a value formatted often by a method": "{{ ('{0}' * 10 ** 5).format('x' * 10 ** 6) }}",
+    "a value formatted often by a mapping": "{{ ('{a}' * 10 ** 5).format_map({'a': 'x' * 10 ** 6}) }}",
+    "a value formatted often by a filter": "{{ ('%(a)s' * 10 ** 5) | format(a='x' * 10 ** 6) }}",
+    "pretty": "{{ ([range(99999) | list] * 9) | pprint }}",
 }
 
 
@@ -78,7 +91,9 @@ def test_a_conversation_says_in_one_line_that_its_template_cannot_be_used(templa
         "{% endfor %}{% if tools %}{{ tools | tojson(indent=2) }}{% endif %}",
         "{% macro show(m) %}{{ m['content'].replace('e', 'EE').split(' ') | join('-') }}{% endmacro %}"
         "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ show(m) }}{{ '=' * 3 + '%s' % 2 ** 3 }}"
-        "{% endfor %}{{ messages | map(attribute='role') | list }}{{ 'x' | center(9) }}{{ 1.5 | round }}",
+        "{% endfor %}{{ messages | map(attribute='role') | list }}{{ 'x' | center(9) }}{{ 1.5 | round }}"
+        "{{ 'a\n\tb' | indent(2) }}{{ '%s, %s' | format('a', 1) }}{{ '{0}{x}{0}'.format(1, x='y') }}"
+        "{{ 'a\tb'.expandtabs(4) }}{{ 'a b' | wordwrap(1) | title }}{{ messages | tojson(indent=4) }}",
         "{% for m in messages %}{% generation %}{{ m.thinking }}{{ bos_token }}{% endgeneration %}{% endfor %}",
     ],
 )

@@ -271,7 +271,10 @@ def custom_layer(path: str, *arguments: object) -> nn.Module:
     layer_class = resolve(path)
     try:
         layer = layer_class(*arguments)
-    except (RuntimeError, ArithmeticError) as error:  # a negative number of features, a division by no heads
+    except (RuntimeError, ArithmeticError, TypeError) as error:
+        # a negative number of features, a division by no heads, more than 2^63 of anything
+        if isinstance(error, TypeError) and "Overflow" not in str(error):
+            raise
         raise ConfigError(
             f"{path} cannot be built of these sizes ({reason_of(error)}); compare config.json with the original"
         ) from error

@@ -30,6 +30,9 @@ CORE = "reallm-core"
 DISABLE = "REALLM_DISABLE_PLUGINS"
 """The environment variable with a comma-separated list of distributions, entry points or `distribution[entry]`."""
 
+_LONGEST_NAME = 1000
+"""More characters than any name of a distribution or an entry point has."""
+
 Promise = tuple[str, str]
 """A kind and a name: `("family", "llama")`."""
 
@@ -156,7 +159,7 @@ def _entries(distribution: Distribution) -> list[Entry]:
     if not name or not version:
         raise ValueError("it has no name or no version")
     for text in (name, version, *(part for point in points for part in (point.name, point.value))):
-        if not text.isprintable():
+        if not text.isprintable() or len(text) > _LONGEST_NAME:
             raise ValueError(f"it holds the name {text!a}")
     editable = _is_editable(distribution)
     return [Entry(name, version, point.name, point.value, editable) for point in points]

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
@@ -36,6 +36,10 @@ MAX_NUMBER = 10**6
 
 _WIDE = re.compile(r"%[^%a-zA-Z]*(\*|\d{5})|\{[^{}]*:[^{}]*(\{|\d{5})")
 """A format with a width of five digits, or one that is itself an argument."""
+
+
+_SLOW_FILTERS = {"pprint": 1 << 10, "striptags": 1 << 6, "title": 1 << 6, "urlize": 1 << 6, "wordwrap": 1 << 6}
+"""Filters that are loops in Python, which nothing interrupts -> how much more an item or character of theirs counts."""
 
 
 class BoundsError(Exception):
@@ -143,14 +147,14 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
             raise BoundsError("it computes with numbers that are too large")
         if operator == "*":
             count = next((one for one in (left, right) if isinstance(one, int)), 1)
-            size = max((len(one) for one in (left, right) if isinstance(one, str | list | tuple)), default=0)
+            size = max((len(one) for one in (left, right) if isinstance(one, str | bytes | list | tuple)), default=0)
             _count(size * max(count, 0))
             if not size and isinstance(left, int) and isinstance(right, int):
                 _check_number(left if abs(left) > abs(right) else right, 1 << 256)
         if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
             _count(len(left) + len(right))
         if operator == "%" and isinstance(left, str):
-            _check_format(left)
+            _count_formatted(left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as jinja has it
@@ -163,14 +167,24 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
                 return _joined(text, args[0])
             if name == "replace":
                 _count_replaced(text, *args[:2])
+            if name == "translate":
+                _count(len(text) * _size_of(args).total)
+            if name == "expandtabs":
+                _count(text.count("\t") * _largest_number(args, kwargs, default=8))
         return super().call(__context, __obj, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Any:
         """The methods `format` and `format_map` of a text; None for other values."""
-        text = getattr(value, "__self__", None)
-        if isinstance(text, str) and value.__name__ in ("format", "format_map"):
-            _check_format(text)
-        return super().wrap_str_format(value)
+        formatted = super().wrap_str_format(value)
+        if formatted is None:
+            return None
+
+        @functools.wraps(formatted)
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            _count_formatted(value.__self__, args, kwargs)
+            return formatted(*args, **kwargs)
+
+        return bounded
 
 
 def _bounded_filter(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,7 +198,17 @@ def _bounded_filter(name: str, filter_: Callable[..., Any]) -> Callable[..., Any
         if name == "replace":
             _count_replaced(*texts[:3])
         if name == "format" and texts:
-            _check_format(texts[0])
+            _count_formatted(texts[0], args, kwargs)
+        if name == "indent" and texts:
+            width = _largest_number(args, kwargs, default=4) + sum(map(len, texts[1:])) + _size_of(kwargs).total
+            _count((len(texts[0].splitlines()) + 1) * width)
+        if name == "wordwrap" and texts:
+            _count(len(texts[0]) * (1 + sum(map(len, texts[1:])) + _size_of(kwargs).total))
+        if name == "tojson":
+            size = _size_of(args)
+            _count(size.items * size.depth * _largest_number(args, kwargs, default=1))
+        if name in _SLOW_FILTERS:
+            _count(_size_of(args).total * _SLOW_FILTERS[name])
         if name == "join":
             items = next((one for one in args if isinstance(one, list | tuple)), ())
             separator = texts[-1] if texts else str(kwargs.get("d", ""))
@@ -210,26 +234,56 @@ def _check_number(value: int, at_most: int = MAX_NUMBER) -> None:
         raise BoundsError("it computes with numbers that are too large")
 
 
+def _largest_number(args: tuple[Any, ...], kwargs: Mapping[str, Any], default: int) -> int:
+    """The largest whole number among arguments, such as a width."""
+    return max((one for one in (*args, *kwargs.values()) if isinstance(one, int)), default=default)
+
+
 def _within_bounds(value: Any) -> Any:
     """The value itself, if printing it ends: the same list may be in a list many times, at many depths."""
     if isinstance(value, int):
         _check_number(value, 1 << 1024)
-    if not isinstance(value, list | tuple | dict):
-        return value
-    waiting: list[Any] = [value]
-    n_items = n_characters = 0
-    while waiting:
-        one = waiting.pop()
-        n_items += 1
-        if isinstance(one, str):
-            n_characters += len(one)
-        elif isinstance(one, dict):
-            waiting += [*one.keys(), *one.values()]
-        elif isinstance(one, list | tuple):
-            waiting += one
-        if n_items + len(waiting) > MAX_ITEMS or n_characters > MAX_CHARACTERS:
-            raise BoundsError(f"it prints a list of more than {MAX_ITEMS:,} items")
+    if isinstance(value, list | tuple | dict):
+        _size_of(value)
     return value
+
+
+class _Size(NamedTuple):
+    """How much is in a value, at any depth."""
+
+    items: int
+    characters: int
+    depth: int
+
+    @property
+    def total(self) -> int:
+        return self.items + self.characters
+
+
+def _size_of(value: Any) -> _Size:
+    n_items = n_characters = depth = 0
+    level = [value]
+    while level:
+        n_items += len(level)
+        n_characters += sum(len(one) for one in level if isinstance(one, str))
+        if n_items > MAX_ITEMS or n_characters > MAX_CHARACTERS:
+            raise BoundsError(f"it prints a list of more than {MAX_ITEMS:,} items")
+        level = _inner(level)
+        depth += 1
+    return _Size(n_items, n_characters, depth)
+
+
+def _inner(level: list[Any]) -> list[Any]:
+    """What the lists and mappings in a list hold."""
+    found: list[Any] = []
+    for one in level:
+        if isinstance(one, dict):
+            found += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            found += one
+        if len(found) > MAX_ITEMS:
+            break
+    return found
 
 
 def _joined(separator: str, parts: Any) -> str:
@@ -243,9 +297,10 @@ def _count_replaced(text: str, old: Any = "", new: Any = "", *_: Any) -> None:
         _count(len(text) + text.count(old) * len(new))
 
 
-def _check_format(text: str) -> None:
+def _count_formatted(text: str, *args: Any) -> None:
     if _WIDE.search(text):
         raise BoundsError("it formats texts of a width that is too large")
+    _count(len(text) + (text.count("%") + text.count("{")) * _size_of(args).total)
 
 
 def _count(n_characters: int) -> None:
