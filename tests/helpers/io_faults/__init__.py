@@ -1,0 +1,166 @@
+"""Runs commands in processes in which one call of the operating system fails: the N-th about files in given folders.
+
+    with FaultServer() as server:
+        undisturbed = server.run(["sft", ...], [folder])
+        for number in range(1, len(undisturbed.calls) + 1):
+            ended = server.run(["sft", ...], [folder], Fault(number, errno.EIO))
+            assert ended.code in (0, 2), ended
+
+`shim.c` is compiled with `cc` and loaded before libc (LD_PRELOAD) into a server that imports torch and the core once
+and is forked for each command. Files under the folders are all that counts: libraries, caches of Python and the output
+of the command fail only if the folders hold them. Linux only.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from workspace import ROOT
+
+PRELOADED = ("reallm.cli.main", "reallm_datasets.plugin", "reallm_hf_llama.plugin", "reallm.algorithms.sft.interface")
+MODES = ("error", "short", "torn")
+_HEADER = struct.Struct("=qqiiii1024s")
+_CALL = struct.Struct("=24s232s")
+_MAX_CALLS = 16384
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault of one call."""
+
+    number: int
+    """Which call, from 1."""
+    error: int = errno.EIO
+    """Its `errno`."""
+    mode: Literal["error", "short", "torn"] = "error"
+    """`error`: it fails. `short`: a read or a write moves half of its bytes, without an error. `torn`: likewise, and
+    the next write fails, as on a disk that fills up. Other calls are left alone by the last two."""
+
+    def __str__(self) -> str:
+        what = {"error": "", "short": "short, ", "torn": "torn, "}[self.mode] + errno.errorcode[self.error]
+        return f"call {self.number}: {what}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call about a file."""
+
+    name: str
+    """Of libc's function; `open creating` and the like for files that may be new."""
+    path: str
+    """The file; for two paths the second."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command has ended."""
+
+    code: int | None
+    """Its exit code, negative for a signal; None if it hung and was killed."""
+    out: str
+    err: str
+    calls: tuple[Call, ...] = field(repr=False)
+    """All calls about files in the folders, in the order in which they were made."""
+    failed: Call | None
+    """The one that failed; None if none did."""
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of standard error that are not blank."""
+        return [line for line in self.err.splitlines() if line.strip()]
+
+
+def has_compiler() -> bool:
+    """Whether there is what the shim needs."""
+    return sys.platform == "linux" and shutil.which("cc") is not None
+
+
+class FaultServer:
+    """Runs commands one after the other in processes forked from one that has the shim and all imports.
+
+    Args:
+        environment: variables added to those of this process.
+        preload: modules that the server imports beside torch and the core.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None, preload: Sequence[str] = PRELOADED) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="io-faults-")
+        self._control = Path(self._folder.name, "control")
+        shim = Path(self._folder.name, "shim.so")
+        source = Path(__file__).with_name("shim.c")
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
+        path = os.pathsep.join([str(ROOT / "tools"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "LD_PRELOAD": str(shim)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.io_faults.server", *preload],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **variables, **(environment or {})},
+        )
+
+    def __enter__(self) -> FaultServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()  # the server then ends
+        self._process.wait()
+        self._process.stdout.close()
+        self._folder.cleanup()
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        folders: Sequence[Path],
+        fault: Fault | None = None,
+        *,
+        target: str = "reallm.cli.main:run",
+        timeout_s: float = 120.0,
+    ) -> Ended:
+        """Run a command, or another function of a list of texts.
+
+        Args:
+            arguments: of the command.
+            folders: those whose files count, as real paths.
+            fault: which call fails; None: none.
+            target: `module:function`, which gets the arguments and returns the exit code.
+            timeout_s: after which it is killed, with all processes that it started.
+        """
+        fault_header = (0, 0, 0) if fault is None else (fault.number, fault.error, MODES.index(fault.mode))
+        names = os.fsencode(":".join(str(folder) for folder in folders))
+        with self._control.open("wb") as file:
+            file.write(_HEADER.pack(0, *fault_header, 0, 0, names))
+            file.truncate(_HEADER.size + _MAX_CALLS * _CALL.size)
+        out, err = (Path(self._folder.name, name) for name in ("out", "err"))
+        request = {
+            "target": target, "arguments": list(arguments), "timeout_s": timeout_s, "control": str(self._control),
+            "out": str(out), "err": str(err),
+        }  # fmt: skip
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        code = json.loads(self._process.stdout.readline())
+        with self._control.open("rb") as file:
+            n_calls, _, _, _, fired, _, _ = _HEADER.unpack(file.read(_HEADER.size))
+            written = file.read(min(n_calls, _MAX_CALLS) * _CALL.size)
+        calls = tuple(Call(*(_text(one) for one in found)) for found in _CALL.iter_unpack(written))
+        assert n_calls <= _MAX_CALLS, "more calls than are noted down"
+        failed = calls[fault.number - 1] if fault is not None and fired else None
+        return Ended(code, out.read_text(), err.read_text(errors="replace"), calls, failed)
+
+
+def _text(padded: bytes) -> str:
+    return padded.rstrip(b"\0").decode(errors="replace")

@@ -1,0 +1,144 @@
+"""What is run with faults: a small training, one that is resumed, text from a checkpoint in parts, `reallm verify`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reallm.engine.real_model import ReaLModel
+from tests.helpers.io_faults import Ended, FaultServer
+from tests.helpers.io_faults.sweep import Scenario
+from tests.helpers.jobs import HF_CONFIG, make_inputs, sft
+from tests.helpers.tokenizers import tiny_tokenizer
+
+OF_THE_MACHINE = ("tokens_per_s", "memory_gib")
+STOPPED = 9
+"""Exit code of a run that is stopped as by a kill."""
+
+
+def make_small_inputs(folder: Path) -> Path:
+    """Inputs of a run with a model of one layer in several files, so that a run makes few calls and takes a second."""
+    folder.mkdir()
+    make_inputs(folder)
+    shutil.rmtree(folder / "model")
+    model = ReaLModel.from_llama({**HF_CONFIG, "num_hidden_layers": 1}, seed=5)
+    model.save_pretrained(folder / "model", tokenizer=tiny_tokenizer(), max_shard_size="40KB")
+    return folder
+
+
+def training_arguments(inputs: Path, folder: Path, *more: str) -> list[str]:
+    """A run of four steps that saves and evaluates after each second one, and goes on if it is there."""
+    return sft(
+        inputs, folder, "name=run", "resume=auto", "max_steps=4", "epochs=4", "save_every=2", "eval_every=2",
+        "keep_last=1", "best_metric=eval/loss", "eval_generations=1", "eval_max_new_tokens=2",
+        f"dataset.valid_path={inputs / 'valid.jsonl'}", f"dataset.cache_dir={folder / 'cache'}", *more,
+    )  # fmt: skip
+
+
+def training(inputs: Path, *more: str) -> Scenario:
+    """A new run."""
+    return Scenario(
+        lambda folder: training_arguments(inputs, folder, *more),
+        lambda folder, ended: state_of(folder),
+        inputs=[inputs],
+        target="tests.helpers.io_faults.scenarios:run_with_cache",
+    )
+
+
+def resuming(server: FaultServer, inputs: Path, folder: Path, *more: str) -> Scenario:
+    """A run that was killed in its fourth step, after a save in its second; `folder` is that of the sweep."""
+    stopped = folder / "stopped"
+    (folder / "case").mkdir()
+    ended = server.run(
+        training_arguments(inputs, folder / "case", *more),
+        [folder],
+        target="tests.helpers.io_faults.scenarios:run_until_killed",
+    )
+    assert ended.code == STOPPED, ended
+    (folder / "case").rename(stopped)
+    return Scenario(
+        lambda folder: training_arguments(inputs, folder, *more),
+        lambda folder, ended: state_of(folder),
+        prepare=lambda folder: shutil.copytree(stopped, folder, symlinks=True) and None,
+        inputs=[inputs],
+        target="tests.helpers.io_faults.scenarios:run_with_cache",
+    )
+
+
+def generating(inputs: Path) -> Scenario:
+    """Text from a checkpoint in several files."""
+    return Scenario(
+        lambda folder: ["generate", "--model", str(inputs / "model"), "--max-new-tokens", "4", "--device", "cpu", "Say 1:"],
+        lambda folder, ended: {"text": ended.out},
+        inputs=[inputs],
+        goes_on=False,
+    )
+
+
+def verifying(run: Path) -> Scenario:
+    """A check of a run's checkpoints."""
+    return Scenario(
+        lambda folder: ["verify", str(run)], lambda folder, ended: {"text": ended.out}, inputs=[run], goes_on=False
+    )
+
+
+def run_with_cache(arguments: Sequence[str]) -> int:
+    """The command, which caches tokens even of small files."""
+    from reallm.cli.main import run
+    from reallm.data.tokenization import cache
+
+    cache.entry_for.__kwdefaults__["min_bytes"] = 0
+    return run(arguments)
+
+
+def run_until_killed(arguments: Sequence[str]) -> int:
+    """The command, which ends as if it were killed when its fourth step begins and its save is complete."""
+    from reallm.experiments.run.trainer import Trainer
+
+    train_step = Trainer._train_step
+
+    def stopping(trainer: Trainer, step: int) -> None:
+        if step == 4:
+            trainer._finish_save()
+            os._exit(STOPPED)
+        train_step(trainer, step)
+
+    Trainer._train_step = stopping  # type: ignore[method-assign]
+    return run_with_cache(arguments)
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """All of a run that the same run has again: weights, optimizer, metrics, reports that exist; and leftovers."""
+    run, saves = folder / "run", folder / "run" / "checkpoints"
+    found: dict[str, Any] = {
+        "files": sorted(path.name for path in run.iterdir()),
+        "saves": sorted(path.name for path in saves.iterdir()),
+        "last": os.readlink(saves / "last"),
+        "best": os.readlink(saves / "best"),
+        "metrics": _numbers(run / "metrics.jsonl"),
+        "samples": (run / "samples.jsonl").read_text(),
+        "status": json.loads((run / "summary.json").read_text())["status"],
+        "leftovers": sorted(
+            str(path.relative_to(folder))
+            for path in folder.rglob(".*")
+            if path != run / ".lock"
+        ),
+        "cache": sorted(re.sub(r"[0-9a-f]{32,}", "*", path.name) for path in (folder / "cache").rglob("*")),
+    }  # fmt: skip
+    for path in sorted((saves / "last").resolve().rglob("*")):
+        if path.is_file() and path.name not in ("checksums.json", "state.json"):
+            found[str(path.relative_to(saves))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    state = json.loads((saves / "last" / "training_state" / "state.json").read_text())
+    found["state"] = {name: value for name, value in state.items() if name not in ("seconds", "metrics")}
+    return found
+
+
+def _numbers(file: Path) -> list[dict[str, float]]:
+    lines = map(json.loads, file.read_text().splitlines())
+    return [{name: value for name, value in line.items() if not name.endswith(OF_THE_MACHINE)} for line in lines]

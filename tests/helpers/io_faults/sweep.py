@@ -1,0 +1,188 @@
+"""Lets every call of a scenario fail once, and checks what is promised: it goes on, or ends with one line.
+
+After an error the command is run again without a fault; what it leaves then must be what it leaves undisturbed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.io_faults import Call, Ended, Fault, FaultServer
+
+READS = ("read", "pread", "readv")
+WRITES = ("write", "pwrite", "writev", "sendfile", "copy_file_range")
+TAKING_SPACE = (*WRITES, "creat", "mkdir", "mkdirat", "rename", "renameat", "renameat2", "link", "linkat", "symlink",
+                "symlinkat", "fsync", "fdatasync", "ftruncate", "fallocate", "posix_fallocate")  # fmt: skip
+INTERRUPTIBLE = (*READS, *WRITES, "open", "openat", "fsync", "fdatasync", "ftruncate", "fallocate", "flock")
+"""Those that may give EINTR and have then done nothing; `close` has closed the file."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A command whose calls fail.
+
+    Args:
+        arguments: of the command that works in a folder.
+        result: what it leaves in the folder and prints: a mapping of plain values.
+        prepare: fills the folder before each run.
+        inputs: other folders whose files count.
+        goes_on: whether the command that is run again goes on with what is in the folder; else it starts anew.
+        target: function that is run, see `FaultServer.run`.
+    """
+
+    arguments: Callable[[Path], Sequence[str]]
+    result: Callable[[Path, Ended], Mapping[str, Any]]
+    prepare: Callable[[Path], None] = lambda folder: folder.mkdir()
+    inputs: Sequence[Path] = ()
+    goes_on: bool = True
+    target: str = "reallm.cli.main:run"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What has become of a fault."""
+
+    fault: Fault
+    call: Call | None
+    """The call that failed; None if there were fewer calls."""
+    code: int | None
+    problem: str | None
+    """What is not as promised, with the output; None if all is."""
+
+
+class Sweep:
+    """The faults of a scenario, run by a server in a folder of its own."""
+
+    def __init__(self, server: FaultServer, scenario: Scenario, folder: Path) -> None:
+        self._server, self._scenario, self._folder = server, scenario, folder / "case"
+        self._fresh()
+        undisturbed = self._run()
+        assert undisturbed.code == 0, undisturbed
+        self.calls = undisturbed.calls
+        """The calls of the undisturbed run."""
+        self._expected = scenario.result(self._folder, undisturbed)
+
+    def try_fault(self, fault: Fault) -> Outcome:
+        """Run the scenario with a fault."""
+        self._fresh()
+        ended = self._run(fault)
+        found = self._problem_of(ended, fault)
+        if found is None and ended.code != 0:
+            if not self._scenario.goes_on:
+                self._fresh()
+            again = self._run()
+            if again.code != 0 or again.errors:
+                found = f"run again: exit code {again.code}\n{again.err}"
+            else:
+                found = self._difference(again, "run again: ")
+        if found is not None:
+            found = f"{fault}, {ended.failed}: {found}\n{_indented(ended.out[-2000:] + ended.err)}"
+        return Outcome(fault, ended.failed, ended.code, found)
+
+    def _fresh(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scenario.prepare(self._folder)
+
+    def _run(self, fault: Fault | None = None) -> Ended:
+        scenario = self._scenario
+        folders = [self._folder, *scenario.inputs]
+        return self._server.run(scenario.arguments(self._folder), folders, fault, target=scenario.target)
+
+    def _problem_of(self, ended: Ended, fault: Fault) -> str | None:
+        if ended.code == 0:
+            return f"standard error is not empty: {ended.err}" if ended.errors else self._difference(ended)
+        if ended.code is None:
+            return "it hung"
+        if fault.error == errno.EINTR or fault.mode == "short":
+            return f"exit code {ended.code}, though nothing went wrong"
+        if ended.code != 2:
+            return f"exit code {ended.code}"
+        if len(ended.errors) != 1 or not ended.errors[0].startswith("error: "):
+            return "not one line of an error"
+        (line,) = ended.errors
+        if os.strerror(fault.error) not in line and f"os error {fault.error}" not in line:
+            return "the line does not say the reason"
+        if not any(str(folder) in line for folder in (self._folder, *self._scenario.inputs)):
+            return "the line names no path"
+        return None
+
+    def _difference(self, ended: Ended, when: str = "") -> str | None:
+        found = self._scenario.result(self._folder, ended)
+        keys = [key for key in {**self._expected, **found} if self._expected.get(key) != found.get(key)]
+        return None if not keys else when + "; ".join(
+            f"{key} is {found.get(key)!r:.300}, not {self._expected.get(key)!r:.300}" for key in keys
+        )  # fmt: skip
+
+
+def faults_of(calls: Sequence[Call]) -> list[Fault]:
+    """All faults that the calls may have, those of calls that are unlike all before first."""
+    seen: Counter[tuple[str, str]] = Counter()
+    found: list[tuple[int, Fault]] = []
+    for number, call in enumerate(calls, 1):
+        kind = (call.name, _kind_of_path(call.path))
+        seen[kind] += 1
+        found += [(seen[kind], fault) for fault in _faults_of(number, call)]
+    return [fault for _, fault in sorted(found, key=lambda one: (one[0], one[1].number))]
+
+
+def _faults_of(number: int, call: Call) -> Iterable[Fault]:
+    name = call.name.replace("64", "")
+    yield Fault(number, errno.EIO)
+    if name in TAKING_SPACE or name.endswith("creating"):
+        yield Fault(number, errno.ENOSPC)
+    if name in WRITES:
+        yield Fault(number, errno.ENOSPC, "torn")
+    if name in (*READS, *WRITES):
+        yield Fault(number, errno.EIO, "short")
+    if name.removesuffix(" creating") in INTERRUPTIBLE:
+        yield Fault(number, errno.EINTR)
+
+
+def _kind_of_path(path: str) -> str:
+    return re.sub(r"[0-9a-f]{16,}|\.tmp\w+|\d+", "*", path)
+
+
+def sweep(
+    servers: Sequence[FaultServer],
+    scenario: Callable[[Path], Scenario],
+    folder: Path,
+    choose: Callable[[list[Fault]], Iterable[Fault]] = lambda faults: faults,
+    report: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Try the faults of a scenario, with the servers side by side.
+
+    Args:
+        servers: the servers.
+        scenario: makes the scenario for a folder of each server.
+        folder: for all files.
+        choose: which of the faults are tried.
+        report: called with each outcome.
+    """
+    folders = [folder / f"server-{number}" for number in range(len(servers))]
+    for one in folders:
+        one.mkdir()
+    with ThreadPoolExecutor(len(servers)) as pool:
+        sweeps = list(pool.map(lambda pair: Sweep(pair[0], scenario(pair[1]), pair[1]), zip(servers, folders)))
+        faults = list(choose(faults_of(sweeps[0].calls)))
+
+        def run(number: int) -> list[Outcome]:
+            outcomes = []
+            for fault in faults[number :: len(sweeps)]:
+                outcomes.append(sweeps[number].try_fault(fault))
+                report(outcomes[-1])
+            return outcomes
+
+        return [outcome for outcomes in pool.map(run, range(len(sweeps))) for outcome in outcomes]
+
+
+def _indented(text: str) -> str:
+    return "".join(f"    {line}\n" for line in text.splitlines())
