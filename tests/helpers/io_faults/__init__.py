@@ -28,7 +28,16 @@ from typing import Literal
 
 from workspace import ROOT
 
-PRELOADED = ("reallm.cli.main", "reallm_datasets.plugin", "reallm_hf_llama.plugin", "reallm.algorithms.sft.interface")
+PRELOADED = (
+    "reallm.cli.main",
+    "reallm.algorithms.sft.interface",
+    "reallm.builtin",
+    "reallm.data.tokenization.tokenized_rows",
+    "reallm_datasets.encoders.prompt_answer",
+    "reallm_datasets.prompt_answer",
+    "reallm_hf_llama.plugin",
+    "tests.helpers.io_faults.scenarios",
+)
 MODES = ("error", "short", "torn")
 _HEADER = struct.Struct("=qqiiii1024s")
 _CALL = struct.Struct("=24s232s")
@@ -110,15 +119,17 @@ class FaultServer:
             cwd=ROOT,
             env={**os.environ, **variables, **(environment or {})},
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
 
     def __enter__(self) -> FaultServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()  # the server then ends
+        self._requests.close()  # the server then ends
         self._process.wait()
-        self._process.stdout.close()
+        self._answers.close()
         self._folder.cleanup()
 
     def run(
@@ -149,10 +160,9 @@ class FaultServer:
             "target": target, "arguments": list(arguments), "timeout_s": timeout_s, "control": str(self._control),
             "out": str(out), "err": str(err),
         }  # fmt: skip
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        code = json.loads(self._process.stdout.readline())
+        self._requests.write(json.dumps(request) + "\n")
+        self._requests.flush()
+        code = json.loads(self._answers.readline())
         with self._control.open("rb") as file:
             n_calls, _, _, _, fired, _, _ = _HEADER.unpack(file.read(_HEADER.size))
             written = file.read(min(n_calls, _MAX_CALLS) * _CALL.size)

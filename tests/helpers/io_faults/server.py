@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -30,7 +31,8 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             _run(request)
-        print(json.dumps(_wait(child, request["timeout_s"])), flush=True)
+        sys.stdout.write(json.dumps(_wait(child, request["timeout_s"])) + "\n")
+        sys.stdout.flush()
 
 
 def _wait(child: int, timeout_s: float) -> int | None:
@@ -38,10 +40,8 @@ def _wait(child: int, timeout_s: float) -> int | None:
     ended = os.pidfd_open(child)
     in_time = bool(select.select([ended], [], [], timeout_s)[0])
     os.close(ended)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # processes that it may have left as well
-    except ProcessLookupError:
-        pass
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return code if in_time else None
 
