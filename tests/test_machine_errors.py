@@ -62,13 +62,19 @@ def test_a_file_that_cannot_be_written_is_named(code: int) -> None:
     assert str(found).startswith(f"runs/a/metrics.jsonl: {os.strerror(code)}; ")
 
 
+def test_an_error_of_an_open_file_that_nobody_has_named_is_one_line_too() -> None:
+    found = as_machine_error(OSError(errno.EIO, os.strerror(errno.EIO)))
+    assert isinstance(found, MachineError)
+    assert str(found).startswith("a file cannot be read or written: Input/output error; ")
+
+
 @pytest.mark.parametrize(
     "error",
     [
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
         ValueError("out of memory"),
         FileNotFoundError(errno.ENOENT, "No such file or directory", "a"),
-        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("no space left"),
         RecursionError("maximum recursion depth exceeded"),
         CheckpointError("said already"),
         DataError("out of memory"),

@@ -39,7 +39,7 @@ PRELOADED = (
     "tests.helpers.io_faults.scenarios",
 )
 MODES = ("error", "short", "torn")
-_HEADER = struct.Struct("=qqiiii1024s")
+_HEADER = struct.Struct("=qqqiiii24s1024s")
 _CALL = struct.Struct("=24s232s")
 _MAX_CALLS = 16384
 
@@ -49,12 +49,14 @@ class Fault:
     """A fault of one call."""
 
     number: int
-    """Which call, from 1."""
+    """Which call fails, from 1."""
     error: int = errno.EIO
     """Its `errno`."""
     mode: Literal["error", "short", "torn"] = "error"
     """`error`: it fails. `short`: a read or a write moves half of its bytes, without an error. `torn`: likewise, and
     the next write fails, as on a disk that fills up. Other calls are left alone by the last two."""
+    name: str = ""
+    """If given, the first call of this name from that number on: threads make calls in an order of their own."""
 
     def __str__(self) -> str:
         what = {"error": "", "short": "short, ", "torn": "torn, "}[self.mode] + errno.errorcode[self.error]
@@ -150,10 +152,12 @@ class FaultServer:
             target: `module:function`, which gets the arguments and returns the exit code.
             timeout_s: after which it is killed, with all processes that it started.
         """
-        fault_header = (0, 0, 0) if fault is None else (fault.number, fault.error, MODES.index(fault.mode))
+        number, error, mode, name = (0, 0, 0, "")
+        if fault is not None:
+            number, error, mode, name = fault.number, fault.error, MODES.index(fault.mode), fault.name
         names = os.fsencode(":".join(str(folder) for folder in folders))
         with self._control.open("wb") as file:
-            file.write(_HEADER.pack(0, *fault_header, 0, 0, names))
+            file.write(_HEADER.pack(0, number, 0, error, mode, 0, 0, name.encode(), names))
             file.truncate(_HEADER.size + _MAX_CALLS * _CALL.size)
         out, err = (Path(self._folder.name, name) for name in ("out", "err"))
         request = {
@@ -164,11 +168,11 @@ class FaultServer:
         self._requests.flush()
         code = json.loads(self._answers.readline())
         with self._control.open("rb") as file:
-            n_calls, _, _, _, fired, _, _ = _HEADER.unpack(file.read(_HEADER.size))
+            n_calls, _, fired, *_ = _HEADER.unpack(file.read(_HEADER.size))
             written = file.read(min(n_calls, _MAX_CALLS) * _CALL.size)
         calls = tuple(Call(*(_text(one) for one in found)) for found in _CALL.iter_unpack(written))
         assert n_calls <= _MAX_CALLS, "more calls than are noted down"
-        failed = calls[fault.number - 1] if fault is not None and fired else None
+        failed = calls[fired - 1] if fired else None
         return Ended(code, out.read_text(), err.read_text(errors="replace"), calls, failed)
 
 

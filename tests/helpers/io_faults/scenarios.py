@@ -18,6 +18,13 @@ from tests.helpers.jobs import HF_CONFIG, make_inputs, sft
 from tests.helpers.tokenizers import tiny_tokenizer
 
 OF_THE_MACHINE = ("tokens_per_s", "memory_gib")
+LOST_WHEN_TOLD = {
+    "summary.html": "no summary page: ",
+    "loss.png": "no plot of the losses: ",
+    "samples": "no samples: ",
+    "status": "no summary: ",
+}
+"""What of a run is for people alone, and may be missing if the run says so."""
 STOPPED = 9
 """Exit code of a run that is stopped as by a kill."""
 
@@ -47,6 +54,7 @@ def training(inputs: Path, *more: str) -> Scenario:
         lambda folder: training_arguments(inputs, folder, *more),
         lambda folder, ended: state_of(folder),
         inputs=[inputs],
+        told=LOST_WHEN_TOLD,
         target="tests.helpers.io_faults.scenarios:run_with_cache",
     )
 
@@ -67,6 +75,7 @@ def resuming(server: FaultServer, inputs: Path, folder: Path, *more: str) -> Sce
         lambda folder, ended: state_of(folder),
         prepare=lambda folder: shutil.copytree(stopped, folder, symlinks=True) and None,
         inputs=[inputs],
+        told=LOST_WHEN_TOLD,
         target="tests.helpers.io_faults.scenarios:run_with_cache",
     )
 
@@ -128,7 +137,7 @@ def state_of(folder: Path) -> dict[str, Any]:
     """All of a run that the same run has again: weights, optimizer, metrics, reports that exist; and leftovers."""
     run, saves = folder / "run", folder / "run" / "checkpoints"
     found: dict[str, Any] = {
-        "files": sorted(path.name for path in run.iterdir()),
+        **{path.name: "is there" for path in run.iterdir()},
         "saves": sorted(path.name for path in saves.iterdir()),
         "last": str((saves / "last").readlink()),
         "best": str((saves / "best").readlink()),

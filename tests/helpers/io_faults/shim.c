@@ -35,11 +35,13 @@ struct call {
 /* The layout is that of `_HEADER` and `_CALL` in __init__.py. */
 struct control {
     _Atomic int64_t n_calls; /* so far */
-    int64_t fail_at;         /* the number of the call that fails, from 1; 0: none */
+    int64_t fail_at;         /* the number of the call that fails, from 1, or of an earlier one; 0: none */
+    _Atomic int64_t fired;   /* the number of the call that has failed; 0: none has */
     int32_t error;           /* its errno */
     int32_t mode;
-    _Atomic int32_t fired;   /* 1 if it has failed */
+    int32_t unused;
     _Atomic int32_t pending; /* 1 while the write after half a one is to fail */
+    char name[NAME];         /* of the call that fails; empty: any */
     char folders[1024];      /* separated by ':' */
     struct call calls[MAX_CALLS];
 };
@@ -103,8 +105,9 @@ static int judge(const char *name, const char *path, int is_write) {
         snprintf(call->name, NAME, "%s", name);
         snprintf(call->path, PATH, "%s", path);
     }
-    if (number == control->fail_at) {
-        control->fired = 1;
+    int is_due = control->fail_at && number >= control->fail_at && (!control->name[0] || !strcmp(name, control->name));
+    int64_t none = 0;
+    if (is_due && atomic_compare_exchange_strong(&control->fired, &none, number)) {
         if (control->mode == TORN) control->pending = 1;
         return control->mode;
     }

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reallm.errors import DataError, one_line
+from reallm.file_locks import release, try_lock
 
 AnyPath = str | os.PathLike[str]
 
@@ -109,12 +109,16 @@ def recover_folder(path: AnyPath) -> None:
 
 
 def remove_folder(path: AnyPath) -> None:
-    """Remove a folder atomically: even after a kill, `path` is either complete or absent. It need not exist."""
+    """Remove a folder atomically: even after a kill, `path` is either complete or absent. It need not exist.
+
+    Raises:
+        DataError: it cannot be removed, and is still there.
+    """
     final = Path(path)
     doomed = _siblings(final, secrets.token_hex(8)).gone
     with errors_name(final), suppress(FileNotFoundError):
         final.rename(doomed)
-        shutil.rmtree(doomed)
+        _remove(doomed)
 
 
 def sweep(folder: AnyPath) -> None:
@@ -176,35 +180,45 @@ def _new_siblings(final: Path) -> tuple[_Siblings, int]:
         if lock is not None and os.fstat(lock).st_nlink:
             return work, lock
         if lock is not None:  # another process removed it as a leftover before it was locked
-            os.close(lock)
+            release(lock)
 
 
 def _lock(path: Path) -> int | None:
     """Lock a file; returns a descriptor that holds the lock until it is closed, or None if another process has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+        is_ours = try_lock(descriptor)
+    except OSError:
+        release(descriptor)
+        raise
+    if not is_ours:
+        release(descriptor)
         return None
-    except OSError as error:  # this file system has no locks: see the module docstring
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EBADF):
-            os.close(descriptor)
-            raise
     return descriptor
 
 
 def _clean_up(work: _Siblings, final: Path, lock: int) -> None:
     """End a write, whether done, failed or killed: restore the old folder if `final` is absent, and remove siblings."""
-    with suppress(OSError):  # what cannot be removed now, the next write removes
+    try:
         if work.old.exists() and not final.exists():
             work.old.rename(final)
+    except OSError:
+        pass  # the next write restores it
+    else:
         for path in work:
+            _remove(path)
+    release(lock)
+
+
+def _remove(path: Path) -> None:
+    """Remove a temporary file or folder, tried twice; what cannot be removed, the next write or `sweep` removes."""
+    for _ in range(2):
+        with suppress(OSError):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    os.close(lock)
+            return
 
 
 def _move_into_place(work: _Siblings, final: Path) -> None:

@@ -65,8 +65,8 @@ def as_machine_error(error: Exception) -> Exception:
     found = shortage(error)
     if found is not None:
         return MachineError(f"{found} ({cut(one_line(error), _LONGEST_DETAIL)})")
-    if isinstance(error, OSError) and error.errno in _ON_DISK and error.filename is not None:
-        return MachineError(
-            f"{error.filename}: {error.strerror}; free the disk, change the permissions, or give another folder"
-        )
+    if isinstance(error, OSError) and error.errno in _ON_DISK:
+        # a call about an open file does not know its name
+        which = "a file cannot be read or written" if error.filename is None else error.filename
+        return MachineError(f"{which}: {error.strerror}; free the disk, change the permissions, or give another folder")
     return error

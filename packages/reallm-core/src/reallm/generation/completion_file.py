@@ -15,6 +15,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from reallm.appended_files import write_all
 from reallm.atomic_files import atomic_write, errors_name
 from reallm.errors import DataError
 from reallm.printable import json_line
@@ -92,9 +93,7 @@ class CompletionFile:
         """Write the next row; a kill afterwards does not lose it."""
         line = json_line(row).encode()
         with errors_name(self.path):
-            written = self._rows.write(line)
-            if written < len(line):
-                raise OSError(0, "the disk is full")
+            write_all(self._rows, line)
         self.n_rows += 1
 
     def finish(self) -> None:

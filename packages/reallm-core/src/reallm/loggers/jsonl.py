@@ -5,40 +5,59 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from reallm.atomic_files import atomic_write
+from reallm.appended_files import append
+from reallm.atomic_files import atomic_write, errors_name
 
 
 class JsonlLogger:
-    """Appends to `metrics.jsonl` in the run folder. Numbers that JSON lacks (NaN, infinity) become null."""
+    """Appends to `metrics.jsonl` in the run folder. Numbers that JSON lacks (NaN, infinity) become null.
+
+    Lines that cannot be written, since the disk is full, are written with later ones.
+    """
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         self._path = run_dir / "metrics.jsonl"
-        self._file = self._path.open("a", encoding="utf-8")
+        self._unwritten = b""
 
     def resume(self, step: int) -> None:
         """Drop the lines of steps after `step`, and an incomplete last line.
 
         All other lines stay unchanged, byte for byte. The file is replaced atomically.
+
+        Raises:
+            DataError: it cannot be read or written.
         """
-        self._file.close()
-        old = self._path.read_bytes()
+        if not self._path.exists():
+            return
+        with errors_name(self._path):
+            old = self._path.read_bytes()
         new = lines_up_to(step, old)
         if new != old:
             with atomic_write(self._path) as temporary:
                 temporary.write_bytes(new)
-        self._file = self._path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one line."""
-        self._file.write(json.dumps({"step": step, **finite(metrics)}) + "\n")
-        self._file.flush()
+        self._unwritten += (json.dumps({"step": step, **finite(metrics)}) + "\n").encode()
+        with suppress(OSError):  # there may be room again when the next line comes
+            self._write()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Write what could not be written before.
+
+        Raises:
+            OSError: it cannot be written now either, and is lost.
+        """
+        if self._unwritten:
+            self._write()
+
+    def _write(self) -> None:
+        append(self._path, self._unwritten)
+        self._unwritten = b""
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:

@@ -24,6 +24,7 @@ from reallm.data.tokenization.encoder_fingerprint import encoder_fingerprint
 from reallm.data.tokenization.source_files import fingerprint, source_files
 from reallm.data.tokenization.store import HEADER, StoreBuilder, TokenStore, open_store
 from reallm.errors import DataError, counted
+from reallm.file_locks import release
 
 AUTO = "auto"
 """The cache folder that stands for `default_folder()`."""
@@ -155,7 +156,7 @@ def _lock(folder: Path, console: Console) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        release(descriptor)
 
 
 def _remove_unused(top: Path) -> None:

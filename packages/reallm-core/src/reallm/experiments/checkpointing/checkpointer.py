@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reallm.atomic_files import errors_name, remove_folder, sweep
+from reallm.atomic_files import errors_name, remove_folder
 from reallm.checkpoint.adapter_save import ModelExport
 from reallm.checkpoint.checksums import write_checksums
 from reallm.checkpoint.distributed_save import atomic_folder_distributed
@@ -46,8 +46,12 @@ class Checkpointer:
         keep_last: number of newest checkpoints to keep, in addition to the best; None: all.
         in_background: write in a thread. `wait_until_read` must then be called before saved tensors are changed.
         newest: the checkpoint that the run is resumed from.
+        best: the best one at that time.
         mesh: mesh of all ranks of the job, which save together; the first one links and removes checkpoints. None: this
             process saves alone.
+
+    Raises:
+        DataError: the links to the newest and the best checkpoint cannot be written.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Checkpointer:
         keep_last: int | None,
         in_background: bool,
         newest: Path | None = None,
+        best: Best | None = None,
         mesh: Mesh | None = None,
     ) -> None:
         self._folder, self._keep_last, self._in_background = folder, keep_last, in_background
@@ -65,8 +70,11 @@ class Checkpointer:
         self._save: _Save | None = None
         self._thread: threading.Thread | None = None
         self._mesh = mesh
-        if is_leader(mesh):
-            sweep(folder.checkpoints)
+        with fail_together(mesh):
+            if is_leader(mesh):
+                folder.sweep()
+                if newest is not None:  # the run may have ended before they were written
+                    self._link(newest, best)
 
     def save(
         self,
@@ -159,7 +167,7 @@ class Checkpointer:
         """Point the links `last` and `best` at their checkpoints, and remove old checkpoints."""
         self._folder.point(self._folder.last_checkpoint, newest)
         best_path = None if best is None else self._folder.path / best.checkpoint
-        if best_path is not None:
+        if best_path is not None and best_path.is_dir():
             self._folder.point(self._folder.best_checkpoint, best_path)
         self._prune(newest, best_path)
 

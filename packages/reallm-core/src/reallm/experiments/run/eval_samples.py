@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from reallm.algorithms.interface import Example
 from reallm.algorithms.role import Role
-from reallm.atomic_files import atomic_write
+from reallm.appended_files import append
+from reallm.atomic_files import atomic_write, errors_name
 from reallm.config.training import TrainingConfig
 from reallm.data.chat.transcript import read_transcript
 from reallm.data.datasets import Samples
@@ -49,8 +50,7 @@ class EvalSamples:
             json.dumps(self._record(step, name, example, completion.token_ids), ensure_ascii=False)
             for (name, example), completion in zip(self.examples, completions, strict=True)
         ]
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
+        append(self.file, "".join(f"{line}\n" for line in lines).encode())
 
     def _record(self, step: int, name: str, example: Example, completion: Sequence[int]) -> dict[str, Any]:
         turns = read_transcript(example.prompt_ids, self.tokenizer)
@@ -127,6 +127,7 @@ def fitting(
 def drop_after(file: Path, step: int) -> None:
     """Drop the lines of later steps, written by a process that was killed before it saved."""
     if file.is_file():
-        kept = lines_up_to(step, file.read_bytes())
+        with errors_name(file):
+            kept = lines_up_to(step, file.read_bytes())
         with atomic_write(file) as temporary:
             temporary.write_bytes(kept)

@@ -34,6 +34,9 @@ class Loggers:
         echo: prints a line for the user.
         resume_step: the optimizer step after which a run is resumed, -1 if from the beginning; None if the folder is
             new. Loggers drop the records of later steps.
+
+    Raises:
+        DataError: `jsonl` cannot drop them. What is trained again would be in it twice, and is not trained yet.
     """
 
     def __init__(
@@ -47,7 +50,9 @@ class Loggers:
         self._echo = echo
         self._active: dict[str, Logger] = {}
         for name, spec in specs.items():
-            if all(map(is_installed, spec.requires)):
+            if name == ALWAYS and resume_step is not None:
+                self._start(name, spec, run_dir, config, resume_step)
+            elif all(map(is_installed, spec.requires)):
                 self._try(name, self._start, name, spec, run_dir, config, resume_step)
             else:
                 echo(f"logger '{name}' is off, since its packages are missing: {spec.install_command}")

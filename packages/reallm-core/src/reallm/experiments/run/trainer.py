@@ -168,6 +168,7 @@ class Trainer:
                 # ranks that save together communicate, and so does the next step: they cannot do both at once
                 in_background=config.async_save and job.is_alone and not callbacks.watch_saves,
                 newest=None if point is None else point.checkpoint,
+                best=None if point is None or point.state is None else point.state.best,
                 mesh=None if job.is_alone else Mesh.of(Layout(dp=job.size), timeout=config.parallel.timeout),
             ),
             eval_samples=make_eval_samples(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 import re
@@ -17,9 +17,10 @@ from typing import Any
 
 import yaml
 
-from reallm.atomic_files import atomic_write
+from reallm.atomic_files import atomic_write, errors_name, sweep
 from reallm.config.trust import TRUST_CODE, settings_that_name_code
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, DataError
+from reallm.file_locks import release, try_lock
 from reallm.foreign_files import check_own_entries, read_bytes, reading
 from reallm.foreign_yaml import parse_yaml
 
@@ -75,11 +76,13 @@ class RunFolder:
         check_own_entries(self.path, below=(self.checkpoints.name, self.precomputed.name), error=ConfigError)
         descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if not _lock(descriptor):
+            with errors_name(self.lock_file):
+                is_ours = _lock(descriptor)
+            if not is_ours:
                 raise ConfigError(f"another process is training in {self.path}; wait for it or stop it")
             yield
         finally:
-            os.close(descriptor)
+            release(descriptor)
 
     @property
     def lock_file(self) -> Path:
@@ -196,14 +199,27 @@ class RunFolder:
         _write_json(self.data, data)
 
     def point(self, link: Path, checkpoint: Path) -> None:
-        """Point `link` (`last_checkpoint`, `best_checkpoint`) at `checkpoint`; does nothing without symbolic links."""
+        """Point `link` (`last_checkpoint`, `best_checkpoint`) at `checkpoint`; does nothing without symbolic links.
+
+        Raises:
+            DataError: the disk is full or damaged.
+        """
         temporary = link.with_name(f".{link.name}")
         try:
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(checkpoint.name, target_is_directory=True)
             temporary.replace(link)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if error.errno not in (errno.EPERM, errno.ENOSYS, errno.ENOTSUP):
+                raise DataError(f"cannot write {link}: {error.strerror}") from error
+
+    def sweep(self) -> None:
+        """Remove what interrupted writes have left, as far as it can be removed."""
+        for folder in (self.path, self.checkpoints):
+            with contextlib.suppress(OSError):
+                sweep(folder)
 
 
 def has_state(checkpoint: Path) -> bool:
@@ -230,16 +246,9 @@ def step_of(checkpoint: str) -> int | None:
 def _lock(descriptor: int, patience_s: float = 0.5) -> bool:
     """Try to acquire the lock; returns whether it was. A process that checks for a running run holds it briefly."""
     until = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.01)
-        except OSError:
-            return True  # a file system without locks cannot keep two processes apart
+    while not (is_ours := try_lock(descriptor)) and time.monotonic() <= until:
+        time.sleep(0.01)
+    return is_ours
 
 
 def has_content(folder: Path) -> bool:

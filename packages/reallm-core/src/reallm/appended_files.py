@@ -1,0 +1,42 @@
+"""Appends to files that grow line by line: after an error, a file ends where it ended before.
+
+A process that is killed may still leave half a line, which those who read such a file pass over or cut off.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file, which is made if it does not exist: all of the content or nothing.
+
+    Raises:
+        OSError: nothing was appended, since the disk is full or damaged.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    file = FileIO(descriptor, "wb")
+    try:
+        write_all(file, content)
+    finally:
+        with suppress(OSError):  # it would tell of a disk that fails later, which is not waited for here either
+            file.close()
+
+
+def write_all(file: FileIO, content: bytes) -> None:
+    """Write to an unbuffered file that is appended to: all of the content or, after an error, nothing.
+
+    Raises:
+        OSError: nothing was written, since the disk is full or damaged.
+    """
+    start, rest = os.fstat(file.fileno()).st_size, memoryview(content)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]  # less than all of it, if the disk is nearly full
+    except OSError:
+        with suppress(OSError):
+            file.truncate(start)
+        raise
