@@ -21,9 +21,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from reallm.errors import DataError, one_line
+from reallm.errors import DataError, ReallmError, one_line
 from reallm.file_locks import release, try_lock
 
 AnyPath = str | os.PathLike[str]
@@ -175,12 +175,15 @@ def _new_siblings(final: Path) -> tuple[_Siblings, int]:
     """New siblings, of which only the lock file exists, and the descriptor that holds its lock."""
     while True:
         work = _siblings(final, secrets.token_hex(8))
-        work.lock.touch(exist_ok=False)
-        lock = _lock(work.lock)
-        if lock is not None and os.fstat(lock).st_nlink:
-            return work, lock
-        if lock is not None:  # another process removed it as a leftover before it was locked
+        lock = os.open(work.lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            if try_lock(lock) and os.fstat(lock).st_nlink:
+                return work, lock
+        except OSError:
+            _remove(work.lock)
             release(lock)
+            raise
+        release(lock)  # another process removed it as a leftover before it was locked
 
 
 def _lock(path: Path) -> int | None:
@@ -268,11 +271,16 @@ def _link(source: AnyPath, target: AnyPath) -> None:
 
 
 def _flush_tree(top: Path) -> None:
-    for folder, _, files in os.walk(top, topdown=False):
+    for folder, _, files in os.walk(top, topdown=False, onerror=raised):
         for name in files:
             if not Path(folder, name).is_symlink():
                 flush(Path(folder, name))
         flush(Path(folder))
+
+
+def raised(error: OSError) -> NoReturn:
+    """`onerror` of `os.walk`, which otherwise passes over folders that it cannot read."""
+    raise error
 
 
 def flush(path: Path) -> None:
@@ -293,14 +301,19 @@ def errors_name(final: Path, *, only_full_disk: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_full_disk(error) or (isinstance(error, OSError) and not only_full_disk):
+        if _is_full_disk(error) or (_is_of_system(error) and not only_full_disk):
             reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
             raise DataError(f"cannot write {final}: {reason}") from error
         raise
+
+
+def _is_of_system(error: Exception) -> bool:
+    is_of_rust = not isinstance(error, ReallmError) and "(os error " in str(error)  # safetensors
+    return isinstance(error, OSError) or is_of_rust
 
 
 def _is_full_disk(error: Exception) -> bool:
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError):
         return error.errno in codes
-    return any(f"(os error {code})" in str(error) for code in codes)  # the text of Rust libraries: safetensors
+    return any(f"(os error {code})" in str(error) for code in codes)

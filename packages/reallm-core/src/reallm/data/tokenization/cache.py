@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from reallm.atomic_files import atomic_folder, remove_folder
+from reallm.atomic_files import atomic_folder, remove_folder, sweep
 from reallm.data.cache_folder import cache_folder, can_write, is_unused
 from reallm.data.row_sources import RowSource, Source
 from reallm.data.tokenization.encoder import RowEncoder
@@ -160,6 +160,9 @@ def _lock(folder: Path, console: Console) -> Iterator[None]:
 
 
 def _remove_unused(top: Path) -> None:
+    """Remove stores that were not used for long, and what killed processes have left."""
+    with suppress(OSError):
+        sweep(top)
     for header in top.glob(f"*/{HEADER}"):
         with suppress(OSError, DataError):
             if is_unused(header):

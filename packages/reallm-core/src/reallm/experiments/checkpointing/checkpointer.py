@@ -138,30 +138,39 @@ class Checkpointer:
         state: TrainState,
         followers: Mapping[str, ModelExport | None],
     ) -> None:
-        mesh = self._mesh
         try:
-            with atomic_folder_distributed(save.path, mesh) as new:
-                for role, export in exports.items():
-                    with fail_together(mesh):
-                        if export is not None:
-                            # the original checkpoint may be gone by now; tokenizer files are copied from save to save
-                            before = None if self.newest is None else _within(self.newest, role, len(exports))
-                            _write_model(_within(new, role, len(exports)), export, before or export.carry_from)
-                write_state(new, state, exports, mesh)
-                for role, export in followers.items():
-                    with fail_together(mesh):
-                        if export is not None:
-                            _write_model(follower_folder(new, role), export, None)
-                save.is_read.set()
-                with errors_name(save.path):
-                    write_checksums(new, (TRAINING_STATE,), mesh)
-            with fail_together(mesh):
-                if is_leader(mesh):
-                    self._link(save.path, state.best)
+            with errors_name(save.path):
+                self._write_all(save, exports, state, followers)
         except Exception as error:  # a thread must not raise: `finish` does
             save.error = error
         finally:
             save.is_read.set()
+
+    def _write_all(
+        self,
+        save: _Save,
+        exports: Mapping[str, ModelExport | None],
+        state: TrainState,
+        followers: Mapping[str, ModelExport | None],
+    ) -> None:
+        mesh = self._mesh
+        with atomic_folder_distributed(save.path, mesh) as new:
+            for role, export in exports.items():
+                with fail_together(mesh):
+                    if export is not None:
+                        # the original checkpoint may be gone by now; tokenizer files are copied from save to save
+                        before = None if self.newest is None else _within(self.newest, role, len(exports))
+                        _write_model(_within(new, role, len(exports)), export, before or export.carry_from)
+            write_state(new, state, exports, mesh)
+            for role, export in followers.items():
+                with fail_together(mesh):
+                    if export is not None:
+                        _write_model(follower_folder(new, role), export, None)
+            save.is_read.set()
+            write_checksums(new, (TRAINING_STATE,), mesh)
+        with fail_together(mesh):
+            if is_leader(mesh):
+                self._link(save.path, state.best)
 
     def _link(self, newest: Path, best: Best | None) -> None:
         """Point the links `last` and `best` at their checkpoints, and remove old checkpoints."""
