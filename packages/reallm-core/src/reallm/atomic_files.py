@@ -48,7 +48,7 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
     with _locked_siblings(final) as work:
         with errors_name(final):
             work.new.touch()
-        with errors_name(final, only_full_disk=True):
+        with errors_name(final, unless_of_others=True):
             yield work.new
         with errors_name(final):
             flush(work.new)
@@ -82,7 +82,7 @@ def atomic_folder(path: AnyPath, *, keep: Callable[[str], bool] | None = None) -
     with _locked_siblings(final) as work:
         with errors_name(final):
             work.new.mkdir()
-        with errors_name(final, only_full_disk=True):
+        with errors_name(final, unless_of_others=True):
             yield work.new
         with errors_name(final):
             if keep is not None and final.is_dir():
@@ -293,15 +293,16 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def errors_name(final: Path, *, only_full_disk: bool = False) -> Iterator[None]:
+def errors_name(final: Path, *, unless_of_others: bool = False) -> Iterator[None]:
     """Context that turns errors of writing into a DataError that names the path.
 
-    With `only_full_disk`, for the caller's block, other errors pass: they may be about another file.
+    With `unless_of_others`, for the caller's block, errors that name another file pass, and those of connections. What
+    names no file is about one that the block has open.
     """
     try:
         yield
     except Exception as error:
-        if _is_full_disk(error) or (_is_of_system(error) and not only_full_disk):
+        if _is_full_disk(error) or (_is_of_system(error) and not (unless_of_others and _is_of_others(error, final))):
             reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
             raise DataError(f"cannot write {final}: {reason}") from error
         raise
@@ -310,6 +311,14 @@ def errors_name(final: Path, *, only_full_disk: bool = False) -> Iterator[None]:
 def _is_of_system(error: Exception) -> bool:
     is_of_rust = not isinstance(error, ReallmError) and "(os error " in str(error)  # safetensors
     return isinstance(error, OSError) or is_of_rust
+
+
+def _is_of_others(error: Exception, final: Path) -> bool:
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    name = error.filename if isinstance(error, OSError) else None
+    ours = (str(final), str(final.with_name(f".{final.name}.")))
+    return isinstance(name, str | bytes) and not os.fsdecode(name).startswith(ours)
 
 
 def _is_full_disk(error: Exception) -> bool:
