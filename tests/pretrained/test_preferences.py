@@ -34,8 +34,9 @@ def command(algorithm: str, role: str, rows: Path, *more: str) -> list[dict[str,
     code = run(
         [
             algorithm, f"{role}.path={smollm2_folder()}", f"dataset.train_path={rows}", f"dataset.valid_path={rows}",
-            "dataset.train_bs_n_seqs=6", "epochs=2", "max_steps=3", "eval_generations=0", f"output_dir={rows.parent}",
-            "name=run", "loggers=[jsonl]", "optimizer.schedule=constant", "optimizer.warmup_steps=0", *more,
+            "dataset.train_bs_n_seqs=6", "epochs=2", "max_steps=3", "eval_every=3", "eval_generations=0",
+            f"output_dir={rows.parent}", "name=run", "loggers=[jsonl]",
+            "optimizer.schedule=constant", "optimizer.warmup_steps=0", *more,
         ]
     )  # fmt: skip
     assert code == 0

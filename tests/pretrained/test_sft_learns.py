@@ -24,13 +24,13 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
 def test_the_loss_on_held_out_docstrings_falls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = docstring_rows()
     random.Random(0).shuffle(rows)
-    train, valid = write(tmp_path / "train.jsonl", rows[24:]), write(tmp_path / "valid.jsonl", rows[:24])
+    train, valid = write(tmp_path / "train.jsonl", rows[12:]), write(tmp_path / "valid.jsonl", rows[:12])
 
     code = run(
         [
             "sft", f"model.path={smollm2_folder()}", f"dataset.train_path={train}", f"dataset.valid_path={valid}",
-            "dataset.max_seqlen=96", "dataset.train_bs_n_seqs=16", "optimizer.lr=1e-4", "max_steps=4",
-            f"output_dir={tmp_path}", "name=docstrings", "loggers=[jsonl]",
+            "dataset.max_seqlen=96", "dataset.train_bs_n_seqs=8", "optimizer.lr=1e-4", "max_steps=4",
+            "eval_max_new_tokens=8", f"output_dir={tmp_path}", "name=docstrings", "loggers=[jsonl]",
         ]
     )  # fmt: skip
 
