@@ -39,7 +39,7 @@ from reallm.serving.connections import SECONDS_TO_TRANSFER
 from workloads import LLAMA_TINY, hf_config
 
 sys.path.append(str(Path(__file__).parent.parent))
-from tests.helpers.hostile_requests import stalling
+from tests.helpers.hostile_requests import attacks, stalling
 from tests.helpers.known_requests import known_requests
 from tests.helpers.server_traffic import ServerTraffic, Tally
 from tests.helpers.tokenizers import CHATML
@@ -52,6 +52,8 @@ CACHE_TOKENS = 8192
 N_KNOWN, LONGEST = 200, 1500
 N_REQUESTS, N_CLIENTS = 200, 24
 """Requests in a round of the traffic, and how many at a time; a pass has as many rounds as stalling clients take."""
+LARGE = 1 << 20
+"""Bytes of the hostile requests with which each pass begins."""
 
 
 class Held(NamedTuple):
@@ -107,8 +109,12 @@ async def _soak(traffic: ServerTraffic, pid: int, seconds: float) -> tuple[float
     before: list[Held] = []
     after: list[Held] = []
     started, problems, free = time.monotonic(), [], (await traffic.load())["free_kv_cache_tokens"]
+    large = [attack for attack in attacks(KEY) if sum(map(len, attack.sent.parts)) > LARGE]
     while (elapsed := time.monotonic() - started) < seconds or not after:
-        stalled = asyncio.gather(traffic.attack(stalling(KEY)), traffic.leave_unread(SECONDS_TO_TRANSFER + 20))
+        stalled = asyncio.gather(
+            traffic.attack(stalling(KEY)), traffic.leave_unread(asyncio.sleep(SECONDS_TO_TRANSFER + 20))
+        )
+        await traffic.attack(large)  # all at once, so that the warm-up has seen the memory that they take for a moment
         while not stalled.done():
             await traffic.run(N_REQUESTS, N_CLIENTS)
         await stalled

@@ -7,7 +7,7 @@ import json
 import random
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,8 +86,8 @@ class ServerTraffic:
             await asyncio.sleep(0.1)
         raise AssertionError(f"the server is still busy with requests of clients that are gone: {load}")
 
-    async def leave_unread(self, seconds: float) -> None:
-        """Ask for a long stream and do not receive it for so long, after which the server must have ended it."""
+    async def leave_unread(self, wait: Awaitable[None]) -> None:
+        """Ask for a long stream and do not receive it while waiting; the server must have ended it then."""
         body = {"prompt": "The fox", "n": 128, "max_tokens": 64, "min_tokens": 64, "logprobs": 20, "stream": True}
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -97,7 +97,7 @@ class ServerTraffic:
             await loop.sock_connect(connection, (self._host, self._port))
             sent = post(COMPLETIONS, json.dumps(body).encode(), f"Authorization: Bearer {self._key}")
             await loop.sock_sendall(connection, sent)
-            await asyncio.sleep(seconds)
+            await wait
             try:
                 async with asyncio.timeout(60):
                     while data := await loop.sock_recv(connection, 1 << 16):

@@ -69,10 +69,16 @@ def test_each_hostile_request_is_refused(running: RunningServer, caplog: pytest.
 
 def test_clients_that_stall_are_ended(running: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SECONDS_TO_TRANSFER", 1.5)
-    clients = traffic(running)
+    clients, state = traffic(running), running.server.server_state
+
+    async def all_ended() -> None:
+        await asyncio.sleep(1)
+        async with asyncio.timeout(60):
+            while state.connections:
+                await asyncio.sleep(0.05)
 
     async def send() -> None:
-        await asyncio.gather(clients.attack(stalling()), clients.leave_unread(6))
+        await asyncio.gather(clients.attack(stalling()), clients.leave_unread(all_ended()))
         await clients.quiet()
 
     asyncio.run(send())

@@ -16,8 +16,6 @@ SECONDS_TO_TRANSFER = 60.0
 """How long a request may take to arrive, and how long a client may receive nothing of what is sent to it."""
 SECONDS_TO_LINGER = 2.0
 """How long what a refused client still sends is read and dropped; closing at once could keep the answer from it."""
-BACKLOG = 128
-"""Connections that the system holds until they are accepted, all of them before the first one can be refused."""
 _MOST = 1024
 
 
@@ -97,3 +95,9 @@ class Connection(H11Protocol):
 def most_connections() -> int:
     """Most connections at a time: half of the files that the process may open, which leaves it enough for others."""
     return min(_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+
+
+def backlog() -> int:
+    """Connections that the system holds until they are accepted: asyncio accepts all of them at once, and in the next
+    turns of its loop as many again, before the first one is refused and its file closed."""
+    return max(1, min(128, most_connections() // 4))

@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from reallm.launch.signals import INTERRUPTED
-from reallm.serving.connections import BACKLOG, Connection
+from reallm.serving.connections import Connection, backlog
 from reallm.serving.engine_thread import EngineThread
 
 _UVICORN = logging.getLogger("uvicorn.error")
@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
                 lifespan="off",
                 log_config=None,
                 access_log=False,
-                backlog=BACKLOG,
+                backlog=backlog(),
                 timeout_graceful_shutdown=SECONDS_TO_CLOSE,
             )
         )
