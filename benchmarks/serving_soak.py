@@ -44,7 +44,8 @@ from tests.helpers.known_requests import known_requests
 from tests.helpers.server_traffic import ServerTraffic, Tally
 from tests.helpers.tokenizers import CHATML
 
-MEMORY_BAR = 0.99
+MEMORY_BAR = 0.95
+"""Less than 0.99, as of the engine alone: what the C library keeps after bodies of 10 MB varies by a few MiB."""
 WARM_UP = 0.2
 """Share of the time."""
 KEY = "soak"
@@ -52,8 +53,9 @@ CACHE_TOKENS = 8192
 N_KNOWN, LONGEST = 200, 1500
 N_REQUESTS, N_CLIENTS = 200, 24
 """Requests in a round of the traffic, and how many at a time; a pass has as many rounds as stalling clients take."""
-LARGE = 1 << 20
-"""Bytes of the hostile requests with which each pass begins."""
+LARGE, N_LARGE = 1 << 20, 6
+"""Bytes of the hostile requests with which each pass begins, the first one so many times: the warm-up sees the holes
+that they leave in memory."""
 
 
 class Held(NamedTuple):
@@ -114,7 +116,8 @@ async def _soak(traffic: ServerTraffic, pid: int, seconds: float) -> tuple[float
         stalled = asyncio.gather(
             traffic.attack(stalling(KEY)), traffic.leave_unread(asyncio.sleep(SECONDS_TO_TRANSFER + 20))
         )
-        await traffic.attack(large)  # all at once, so that the warm-up has seen the memory that they take for a moment
+        for _ in range(1 if before or after else N_LARGE):
+            await traffic.attack(large)  # all at once
         while not stalled.done():
             await traffic.run(N_REQUESTS, N_CLIENTS)
         await stalled

@@ -1,7 +1,8 @@
-"""Bodies of requests: bounded, and read before anything is answered."""
+"""Bodies of requests: bounded, read before anything is answered, and gone after that."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,22 +10,26 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reallm.machine_memory import give_back_freed_memory
 from reallm.serving.errors import APIError, ClientGoneError
 
 MAX_BYTES = 16 << 20
 """Bytes of a body."""
 _MAX_DROPPED = 4 * MAX_BYTES
+_LARGE = 1 << 20
+_SECONDS_TO_FREE = 1.0
 
 
 class DrainBody:
     """ASGI middleware that receives the rest of a body before the answer is sent, and drops it.
 
     The rest of a request that is refused early would be in the system's buffers when the connection is closed, which
-    then resets it, so that the client may never see why.
+    then resets it, so that the client may never see why. A while after large bodies memory is given back.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._gives_back = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application."""
@@ -32,21 +37,31 @@ class DrainBody:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        n_received = 0
         has_more = b"expect" not in headers and _length(headers.get(b"content-length", b"0")) <= _MAX_DROPPED
 
         async def noting_end() -> Message:
-            nonlocal has_more
+            nonlocal has_more, n_received
             message = await receive()
+            n_received += len(message.get("body", b""))
             has_more = has_more and message.get("more_body", False)
             return message
 
         async def after_the_body(message: Message) -> None:
-            n_dropped = 0
-            while has_more and n_dropped < _MAX_DROPPED:
-                n_dropped += len((await noting_end()).get("body", b""))
+            while has_more and n_received < _MAX_DROPPED:
+                await noting_end()
             await send(message)
 
-        await self._app(scope, noting_end, after_the_body)
+        try:
+            await self._app(scope, noting_end, after_the_body)
+        finally:
+            if n_received > _LARGE and not self._gives_back:
+                self._gives_back = True
+                asyncio.get_running_loop().call_later(_SECONDS_TO_FREE, self._give_back)
+
+    def _give_back(self) -> None:
+        self._gives_back = False
+        give_back_freed_memory()
 
 
 async def read_body(request: Request) -> bytes:
