@@ -85,6 +85,20 @@ def test_code_of_a_checkpoint_is_not_run(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("arguments", [{"vocab": "SECRET"}, {"init_inputs": ["SECRET"]}])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_no_file_from_elsewhere_becomes_the_tokens(tmp_path: Path, file: str, arguments: dict[str, Any]) -> None:
+    secret, folder = tmp_path / "secret", tmp_path / "model"
+    secret.write_text("[UNK]\nmy secret\n")
+    write(folder, "bert", "BertTokenizer")
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    path = folder / file
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | arguments).replace("SECRET", str(secret)))
+    with pytest.raises(CheckpointError, match=rf"cannot be loaded \({file} has .*which (is not followed|may be paths)"):
+        load_tokenizer(folder)
+
+
 def test_what_models_need_is_not_imported(tmp_path: Path) -> None:
     write(tmp_path, "llama", "TokenizersBackend")
     program = (

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
+_TOKENIZER_ARGUMENTS = ("tokenizer_config.json", "special_tokens_map.json")
+"""Files whose keys transformers hands to the class of the tokenizer."""
 _LARGEST_TOKENIZER_FILE = 1 << 28
 _UNUSED_IDS, _FEW_IDS = 4, 1 << 16
 """The highest id of a tokenizer is below four times the number of its tokens, or they are few."""
@@ -114,6 +116,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     with reading(f"{folder}: the tokenizer", remedy, problem="cannot be loaded"):
         for file in files:
             _check_tokenizer_file(file)
+        for name in _TOKENIZER_ARGUMENTS:
+            if (folder / name).exists():
+                _check_no_paths(read_json_object(folder / name), name)
         config = _config_for_tokenizer(folder)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), config=config, **options)
         _check_tokenizer(tokenizer)
@@ -124,6 +129,18 @@ def _check_tokenizer_file(file: Path) -> None:
     refuse_lfs_pointer(file)
     if file.stat().st_size > _LARGEST_TOKENIZER_FILE:
         raise ValueError(f"{file.name} is larger than {_LARGEST_TOKENIZER_FILE >> 20} MiB")
+
+
+def _check_no_paths(arguments: Mapping[str, Any], source: str) -> None:
+    """Raise ValueError if arguments of a tokenizer's class name a file of any folder, which would become its tokens.
+
+    Its files are found by their names in the folder of the checkpoint, and what `*_file` names is not looked at.
+    """
+    for key in ("vocab", "merges"):
+        if isinstance(arguments.get(key), str):
+            raise ValueError(f"{source} has a path as {key}, {shown(arguments[key])}, which is not followed")
+    if arguments.get("init_inputs"):
+        raise ValueError(f"{source} has init_inputs, {shown(arguments['init_inputs'])}, which may be paths")
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
