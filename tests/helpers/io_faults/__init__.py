@@ -42,7 +42,7 @@ MODES = ("error", "short", "torn")
 _NOTES = ("tokens of ", "cached tokens ")
 _HEADER = struct.Struct("=qqqiiii24s1024s")
 _CALL = struct.Struct("=24s232s")
-_MAX_CALLS = 16384
+_MAX_CALLS = 65536
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,7 @@ class FaultServer:
         folders: Sequence[Path],
         fault: Fault | None = None,
         *,
+        of_memory: bool = False,
         target: str = "reallm.cli.main:run",
         timeout_s: float = 120.0,
     ) -> Ended:
@@ -150,6 +151,8 @@ class FaultServer:
             arguments: of the command.
             folders: those whose files count, as real paths.
             fault: which call fails; None: none.
+            of_memory: allocations of tensors count, and not calls about files. The path of such a call is the lines of
+                Python that make it, and its name is that of all with the same lines.
             target: `module:function`, which gets the arguments and returns the exit code.
             timeout_s: after which it is killed, with all processes that it started.
         """
@@ -158,11 +161,11 @@ class FaultServer:
             number, error, mode, name = fault.number, fault.error, MODES.index(fault.mode), fault.name
         names = os.fsencode(":".join(str(folder) for folder in folders))
         with self._control.open("wb") as file:
-            file.write(_HEADER.pack(0, number, 0, error, mode, 0, 0, name.encode(), names))
+            file.write(_HEADER.pack(0, number, 0, error, mode, of_memory, 0, name.encode(), names))
             file.truncate(_HEADER.size + _MAX_CALLS * _CALL.size)
         out, err = (Path(self._folder.name, name) for name in ("out", "err"))
         request = {
-            "target": target, "arguments": list(arguments), "timeout_s": timeout_s, "control": str(self._control),
+            "target": target, "arguments": list(arguments), "timeout_s": timeout_s, "control": str(self._control), "of_memory": of_memory,
             "out": str(out), "err": str(err),
         }  # fmt: skip
         self._requests.write(json.dumps(request) + "\n")

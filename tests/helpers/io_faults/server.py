@@ -16,6 +16,7 @@ import threading
 import traceback
 from typing import Any, NoReturn
 
+from tests.helpers.io_faults.allocations import name_allocations
 from tests.helpers.ranks import PRELOADED
 
 _PR_SET_PDEATHSIG = 1
@@ -60,6 +61,8 @@ def _run(request: dict[str, Any]) -> NoReturn:
     try:
         module, _, function = request["target"].partition(":")
         target = getattr(importlib.import_module(module), function)
+        if request["of_memory"]:
+            name_allocations(libc)
         libc.io_faults_attach(os.fsencode(request["control"]))
         code = target(request["arguments"]) or 0
     except SystemExit as error:

@@ -13,6 +13,7 @@
 #include <limits.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,7 +26,7 @@
 #include <unistd.h>
 
 enum { ERROR = 0, SHORT = 1, TORN = 2 };
-enum { MAX_CALLS = 16384, NAME = 24, PATH = 232 };
+enum { MAX_CALLS = 65536, NAME = 24, PATH = 232 };
 
 struct call {
     char name[NAME];
@@ -39,7 +40,7 @@ struct control {
     _Atomic int64_t fired;   /* the number of the call that has failed; 0: none has */
     int32_t error;           /* its errno */
     int32_t mode;
-    int32_t unused;
+    int32_t of_memory;       /* 0: calls about files count; else allocations of tensors do */
     _Atomic int32_t pending; /* 1 while the write after half a one is to fail */
     char name[NAME];         /* of the call that fails; empty: any */
     char folders[1024];      /* separated by ':' */
@@ -96,9 +97,8 @@ static const char *absolute(int folder, const char *path, char *out) {
     return out;
 }
 
-/* What is to become of a call about an absolute path: -1 nothing, else the mode in which it fails. */
-static int judge(const char *name, const char *path, int is_write) {
-    if (path == NULL || !is_under_a_folder(path)) return -1;
+/* What is to become of a call: -1 nothing, else the mode in which it fails. */
+static int judge_call(const char *name, const char *path, int is_write) {
     int64_t number = atomic_fetch_add(&control->n_calls, 1) + 1;
     if (number <= MAX_CALLS) {
         struct call *call = &control->calls[number - 1];
@@ -115,8 +115,13 @@ static int judge(const char *name, const char *path, int is_write) {
     return -1;
 }
 
+/* The same for a call about an absolute path. */
+static int judge(const char *name, const char *path, int is_write) {
+    return path == NULL || !is_under_a_folder(path) ? -1 : judge_call(name, path, is_write);
+}
+
 static int judge_at(const char *name, int folder, const char *path) {
-    if (control == NULL) return -1;
+    if (control == NULL || control->of_memory) return -1;
     int error = errno;
     char buffer[2 * PATH_MAX];
     int found = judge(name, absolute(folder, path, buffer), 0);
@@ -125,7 +130,7 @@ static int judge_at(const char *name, int folder, const char *path) {
 }
 
 static int judge_fd(const char *name, int fd, int is_write) {
-    if (control == NULL) return -1;
+    if (control == NULL || control->of_memory) return -1;
     int error = errno;
     char buffer[PATH_MAX];
     int found = path_of(fd, buffer) ? judge(name, buffer, is_write) : -1;
@@ -291,4 +296,36 @@ struct dirent64 *readdir64(DIR *folder) {
     REAL(readdir64);
     if (judge_fd("readdir64", dirfd(folder), 0) == ERROR) FAIL(NULL);
     return real(folder);
+}
+
+/* Memory: torch allocates tensors on a CPU with posix_memalign, in libc10. oneDNN within libtorch_cpu does too for its
+ * working space, but does not survive that there is none. */
+
+typedef void namer(char name[NAME], char path[PATH]);
+static namer *name_allocation = NULL;
+static __thread int is_naming = 0;
+
+/* Python says which of its lines ask for memory: the path of an allocation, whichever thread makes it. */
+void io_faults_name_allocations(namer *function) { name_allocation = function; }
+
+static int is_in_libc10(void *code) {
+    static uintptr_t from, to; /* where its code has been found so far */
+    uintptr_t at = (uintptr_t)code;
+    if (at >= from && at < to) return 1;
+    Dl_info found;
+    if (!dladdr(code, &found) || !strstr(found.dli_fname, "/libc10.so")) return 0;
+    if (!from || at < from) from = at;
+    if (at >= to) to = at + 1;
+    return 1;
+}
+
+int posix_memalign(void **to, size_t alignment, size_t n) {
+    REAL(posix_memalign);
+    if (control == NULL || !control->of_memory || name_allocation == NULL || is_naming) return real(to, alignment, n);
+    if (!is_in_libc10(__builtin_return_address(0))) return real(to, alignment, n);
+    char name[NAME] = "", path[PATH] = "";
+    is_naming = 1;
+    name_allocation(name, path);
+    is_naming = 0;
+    return judge_call(name, path, 0) == ERROR ? control->error : real(to, alignment, n);
 }

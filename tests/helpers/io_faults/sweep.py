@@ -27,6 +27,8 @@ INTERRUPTIBLE = (*READS, *WRITES, "open", "openat", "fsync", "fdatasync", "ftrun
 ASKING = ("access", "faccessat")
 """Python says yes or no, and not why."""
 
+LACKS_MEMORY = re.compile(r"error: (out of memory in|more memory is asked for)")
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -39,6 +41,7 @@ class Scenario:
         inputs: other folders whose files count.
         told: what may be lost -> the words that then tell so on standard output.
         goes_on: whether the command that is run again goes on with what is in the folder; else it starts anew.
+        of_memory: allocations of tensors fail, and not calls about files.
         target: function that is run, see `FaultServer.run`.
     """
 
@@ -48,6 +51,7 @@ class Scenario:
     inputs: Sequence[Path] = ()
     told: Mapping[str, str] = field(default_factory=dict)
     goes_on: bool = True
+    of_memory: bool = False
     target: str = "reallm.cli.main:run"
 
 
@@ -99,7 +103,9 @@ class Sweep:
     def _run(self, fault: Fault | None = None) -> Ended:
         scenario = self._scenario
         folders = [self._folder, *scenario.inputs]
-        return self._server.run(scenario.arguments(self._folder), folders, fault, target=scenario.target)
+        return self._server.run(
+            scenario.arguments(self._folder), folders, fault, of_memory=scenario.of_memory, target=scenario.target
+        )
 
     def _problem_of(self, ended: Ended, fault: Fault) -> str | None:
         if ended.code == 0:
@@ -113,6 +119,8 @@ class Sweep:
         if len(ended.errors) != 1 or not ended.errors[0].startswith("error: "):
             return "not one line of an error"
         (line,) = ended.errors
+        if self._scenario.of_memory:
+            return None if LACKS_MEMORY.match(line) else "the line does not say that there is no more memory"
         call = ended.failed
         if call is not None and call.name in ASKING and "not writable" in line:
             return None
@@ -143,6 +151,8 @@ class Sweep:
 
 def faults_of(calls: Sequence[Call]) -> list[Fault]:
     """All faults that the calls may have, those of calls that are unlike all before first."""
+    if calls and calls[0].name.startswith("tensor "):
+        return _faults_of_memory(calls)
     seen: Counter[tuple[str, str]] = Counter()
     found: list[tuple[int, Fault]] = []
     for number, call in enumerate(calls, 1):
@@ -163,6 +173,14 @@ def _faults_of(number: int, call: Call) -> Iterable[Fault]:
         yield Fault(number, errno.EIO, "short", call.name)
     if name.removesuffix(" creating") in INTERRUPTIBLE:
         yield Fault(number, errno.EINTR, name=call.name)
+
+
+def _faults_of_memory(calls: Sequence[Call]) -> list[Fault]:
+    """Each place of the code when it is reached first, and then when it is reached last."""
+    first = {call.name: number for number, call in reversed(list(enumerate(calls, 1)))}
+    last = {call.name: number for number, call in enumerate(calls, 1)}
+    again = [number for name, number in last.items() if number != first[name]]
+    return [Fault(number, errno.ENOMEM, name=calls[number - 1].name) for number in (*first.values(), *again)]
 
 
 def _kind_of_path(path: str) -> str:
