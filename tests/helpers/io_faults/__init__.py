@@ -165,8 +165,8 @@ class FaultServer:
             file.truncate(_HEADER.size + _MAX_CALLS * _CALL.size)
         out, err = (Path(self._folder.name, name) for name in ("out", "err"))
         request = {
-            "target": target, "arguments": list(arguments), "timeout_s": timeout_s, "control": str(self._control), "of_memory": of_memory,
-            "out": str(out), "err": str(err),
+            "target": target, "arguments": list(arguments), "timeout_s": timeout_s, "control": str(self._control),
+            "of_memory": of_memory, "out": str(out), "err": str(err),
         }  # fmt: skip
         self._requests.write(json.dumps(request) + "\n")
         self._requests.flush()

@@ -25,6 +25,7 @@ from typing import NamedTuple, NoReturn
 
 from reallm.errors import DataError, ReallmError, one_line
 from reallm.file_locks import release, try_lock
+from reallm.machine_errors import shortage
 
 AnyPath = str | os.PathLike[str]
 
@@ -296,25 +297,26 @@ def flush(path: Path) -> None:
 def errors_name(final: Path, *, unless_of_others: bool = False) -> Iterator[None]:
     """Context that turns errors of writing into a DataError that names the path.
 
-    With `unless_of_others`, for the caller's block, errors that name another file pass, and those of connections. What
-    names no file is about one that the block has open.
+    With `unless_of_others`, for the caller's block, errors that name another file pass, and those of connections or
+    of memory. What names no file is about one that the block has open.
     """
     try:
         yield
     except Exception as error:
         if _is_full_disk(error) or (_is_of_system(error) and not (unless_of_others and _is_of_others(error, final))):
-            reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
+            reason = (isinstance(error, OSError) and error.strerror) or shortage(error) or one_line(error)
             raise DataError(f"cannot write {final}: {reason}") from error
         raise
 
 
 def _is_of_system(error: Exception) -> bool:
-    is_of_rust = not isinstance(error, ReallmError) and "(os error " in str(error)  # safetensors
-    return isinstance(error, OSError) or is_of_rust
+    is_of_rust = "(os error " in str(error)  # safetensors
+    is_of_library = not isinstance(error, ReallmError) and (is_of_rust or shortage(error) is not None)
+    return isinstance(error, OSError) or is_of_library
 
 
 def _is_of_others(error: Exception, final: Path) -> bool:
-    if isinstance(error, ConnectionError | TimeoutError):
+    if isinstance(error, ConnectionError | TimeoutError) or (not isinstance(error, OSError) and shortage(error)):
         return True
     name = error.filename if isinstance(error, OSError) else None
     ours = (str(final), str(final.with_name(f".{final.name}.")))

@@ -58,6 +58,15 @@ def shortage(error: BaseException) -> str | None:
     return None
 
 
+def raise_shortage(error: BaseException) -> None:
+    """Raise an error again if it is a shortage.
+
+    The first thing to call where the error would be taken for a property of what is read, computed or probed.
+    """
+    if shortage(error) is not None:
+        raise error
+
+
 def as_machine_error(error: Exception) -> Exception:
     """The error of one line for an error that is the machine's; other errors as they are."""
     if isinstance(error, ReallmError):

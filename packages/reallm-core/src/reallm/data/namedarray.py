@@ -22,6 +22,7 @@ from reallm.data.array import Array, Index, describe, equal, index, is_array, mo
 from reallm.data.metadata import PER_SAMPLE, Metadata, SeqLens, freeze_metadata, sample_count, thaw
 from reallm.dtype_device import as_device, as_dtype_or_device
 from reallm.errors import ConfigError, DataError, did_you_mean, kind_of, one_line, with_article
+from reallm.machine_errors import raise_shortage
 
 Value: TypeAlias = "Array | NamedArray | None"
 Method: TypeAlias = "Callable[[NamedArray, object], NamedArray]"
@@ -502,4 +503,5 @@ def _apply_op(name: str, op: Callable[[Any, Any], Any], a: Any, b: Any) -> Value
     try:
         return op(a, b)
     except (RuntimeError, TypeError, ValueError) as error:
+        raise_shortage(error)
         raise DataError(f"field '{name}': {one_line(error)}") from error

@@ -22,6 +22,7 @@ from reallm.atomic_files import atomic_write
 from reallm.data.array import Array, describe
 from reallm.data.namedarray import NamedArray, Value, flatten, from_flattened
 from reallm.errors import DataError, one_line
+from reallm.machine_errors import raise_shortage
 from reallm.tensor_files import save_tensors
 
 HEADER = "reallm.namedarray"
@@ -77,6 +78,7 @@ def load(path: str | os.PathLike[str]) -> NamedArray:
             header = (file.metadata() or {}).get(HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise_shortage(error)
         raise DataError(f"{path}: not a readable safetensors file: {one_line(error)}") from error
     if header is None:
         raise DataError(f"{path}: a safetensors file, but not of a NamedArray (no '{HEADER}' in its metadata)")
@@ -126,6 +128,7 @@ def _tensor(name: str, array: Array) -> torch.Tensor:
         else:
             tensor = array.detach().to("cpu", copy=True).resolve_conj().resolve_neg().contiguous()
     except (RuntimeError, TypeError, ValueError) as error:
+        raise_shortage(error)
         raise DataError(f"field '{name}': {describe(array)} cannot be saved") from error
     if not _has(tensor.dtype):
         raise DataError(f"field '{name}': {describe(array)} cannot be saved")
@@ -137,6 +140,7 @@ def _has(dtype: torch.dtype) -> bool:
     """Whether the format has a dtype."""
     try:
         safetensors_bytes({"": torch.empty(0, dtype=dtype)})
-    except (KeyError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError):
+    except (KeyError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise_shortage(error)
         return False
     return True

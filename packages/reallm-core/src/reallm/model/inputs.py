@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reallm.errors import DataError, kind_of
+from reallm.machine_errors import raise_shortage
 
 
 def as_tokens(value: Any, vocab_size: int, name: str = "tokens") -> Tensor:
@@ -84,7 +85,8 @@ def _as_integers(value: Any, name: str, shape: str) -> Tensor:
     else:
         try:
             found = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise_shortage(error)
             raise DataError(f"{name} must be integers {shape}, not {kind_of(value)}") from None
         if not found.numel() and isinstance(value, list | tuple):
             found = found.long()  # of an empty list

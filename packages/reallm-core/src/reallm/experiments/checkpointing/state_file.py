@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from reallm.errors import one_line
+from reallm.machine_errors import raise_shortage
 
 LARGEST_STEP = 10**12
 
@@ -70,6 +71,7 @@ class Generators:
                 elif not re.fullmatch(r"cuda:\d{1,4}", device):
                     raise ValueError(f"'{device}' is no device")
         except (ValueError, TypeError, OverflowError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+            raise_shortage(error)
             raise ValueError(f"generators: {one_line(error)}") from error
 
     def _python_state(self) -> tuple[Any, ...]:

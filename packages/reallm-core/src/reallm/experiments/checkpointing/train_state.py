@@ -36,6 +36,7 @@ from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, rank_file,
 from reallm.experiments.runs.settings import path_key
 from reallm.foreign_files import parse_json, read_bytes, reading
 from reallm.loggers.jsonl import finite
+from reallm.machine_errors import raise_shortage
 from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box, Shape
 from reallm.parallel.mesh import Mesh
@@ -218,6 +219,7 @@ def load_engine(role: str, engine: Any, state: TrainState, source: Path) -> None
             saved = _shard(saved, shapes, engine.model.boxes)
         engine.load_state(saved)
     except (KeyError, ValueError, RuntimeError) as error:
+        raise_shortage(error)
         hint = did_you_mean(role, state.engines) if role not in state.engines else ""
         raise CheckpointError(
             f"{source / TRAINING_STATE}: the saved state does not fit the role '{role}' ({error}){hint}; "

@@ -20,6 +20,7 @@ from reallm.hf.conversion.slicing import SliceRead, read_slice
 from reallm.hf.family import HFFamily
 from reallm.hf.tables.arrangements import Arrangement, Fused, Same, Transposed
 from reallm.hf.tables.weights import Entries, ModuleKey, as_source, names_in
+from reallm.machine_errors import raise_shortage
 from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import layer_number, path_in_layer
 from reallm.model.parameters import parameter_shapes
@@ -158,6 +159,7 @@ class WeightMapping:
                     return f"has a part of the shape {list(view.shape)} for a parameter of the shape {list(shape)}"
                 view.add_(1)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise_shortage(error)
             return f"cannot be taken apart: {one_line(error)}"
         wrong = int((uses != 1).sum())
         return f"has {wrong:,} of its {n_hf:,} numbers in no parameter or in several" if wrong else None

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from reallm.machine_errors import raise_shortage
+
 COPIES, PREPACKED_COPIES = 2, 4
 """Number of rows that a product has at least. With a prepacked weight four rows take less time than one to three."""
 TOLERANCE = 1e-5
@@ -102,6 +104,7 @@ def why_unavailable() -> str | None:
             if not torch.equal(product(x, weight, bias), product(x, weight) + bias):
                 return "products with a bias of torch's oneDNN operators are wrong"
     except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:  # private: they may change or go
+        raise_shortage(error)
         return f"torch's oneDNN operators do not work here: {str(error).splitlines()[0]}"
     return None
 
@@ -117,7 +120,8 @@ def adds_exactly() -> bool:
             addend = product(x, weight).flip(0)
             if not torch.equal(product_of_rows(x, prepacked, bias, addend), product(x, weight, bias) + addend):
                 return False
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise_shortage(error)
         return False
     return True
 
