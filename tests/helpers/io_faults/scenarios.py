@@ -117,17 +117,17 @@ def run_with_cache(arguments: Sequence[str]) -> int:
     return run(arguments)
 
 
-def run_until_killed(arguments: Sequence[str]) -> int:
-    """The command, which ends as if it were killed when its fourth step begins and its save is complete."""
+def run_until_killed(arguments: Sequence[str], step: int = 4) -> int:
+    """The command, which ends as if it were killed when a step begins and the save before it is complete."""
     from reallm.experiments.run.trainer import Trainer
 
     train_step = Trainer._train_step
 
-    def stopping(trainer: Trainer, step: int) -> None:
-        if step == 4:
+    def stopping(trainer: Trainer, at: int) -> None:
+        if at == step:
             trainer._finish_save()
             os._exit(STOPPED)
-        train_step(trainer, step)
+        train_step(trainer, at)
 
     Trainer._train_step = stopping  # type: ignore[method-assign]
     return run_with_cache(arguments)
@@ -141,7 +141,7 @@ def state_of(folder: Path) -> dict[str, Any]:
         "saves": sorted(path.name for path in saves.iterdir()),
         "last": str((saves / "last").readlink()),
         "best": str((saves / "best").readlink()),
-        "metrics": _numbers(run / "metrics.jsonl"),
+        "metrics": numbers_of(run / "metrics.jsonl"),
         "samples": (run / "samples.jsonl").read_text(),
         "status": json.loads((run / "summary.json").read_text())["status"],
         "leftovers": sorted(
@@ -159,6 +159,7 @@ def state_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _numbers(file: Path) -> list[dict[str, float]]:
+def numbers_of(file: Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl` without those numbers that are the machine's."""
     lines = map(json.loads, file.read_text().splitlines())
     return [{name: value for name, value in line.items() if not name.endswith(OF_THE_MACHINE)} for line in lines]
