@@ -39,7 +39,8 @@ PRELOADED = (
     "tests.helpers.io_faults.scenarios",
 )
 MODES = ("error", "short", "torn")
-_NOTES = ("tokens of ", "cached tokens ")
+_NOTES = ("tokens of ", "cached tokens ", "note: ")
+_GOING_ON = "going on with the next"
 _HEADER = struct.Struct("=qqqiiii24s1024s")
 _CALL = struct.Struct("=24s232s")
 _MAX_CALLS = 65536
@@ -89,8 +90,12 @@ class Ended:
 
     @property
     def errors(self) -> list[str]:
-        """The lines of standard error, without notes about the cache."""
-        return [line for line in self.err.splitlines() if line.strip() and not line.startswith(_NOTES)]
+        """The lines of standard error, without notes."""
+        return [
+            line
+            for line in self.err.splitlines()
+            if line.strip() and not line.startswith(_NOTES) and not line.endswith(_GOING_ON)
+        ]
 
 
 def has_compiler() -> bool:
