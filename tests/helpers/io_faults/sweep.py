@@ -27,7 +27,7 @@ INTERRUPTIBLE = (*READS, *WRITES, "open", "openat", "fsync", "fdatasync", "ftrun
 ASKING = ("access", "faccessat")
 """Python says yes or no, and not why."""
 
-LACKS_MEMORY = re.compile(r"error: (out of memory in|more memory is asked for)")
+LACKS_MEMORY = re.compile(r"error: (out of memory in|more memory is asked for|cannot write .*: more memory)")
 
 
 @dataclass(frozen=True)
