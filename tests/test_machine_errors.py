@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from reallm.cli import main
 from reallm.errors import CheckpointError, DataError, MachineError
 from reallm.foreign_files import reading
-from reallm.machine_errors import as_machine_error
+from reallm.machine_errors import as_machine_error, raise_shortage
 
 SHORTAGES = [
     (MemoryError(), "more memory is asked for", "ulimit -v"),
@@ -40,6 +40,14 @@ def test_a_shortage_is_one_line_with_a_remedy_and_code_2(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {problem}")
     assert remedy in line
+
+
+@pytest.mark.parametrize("error", [error for error, *_ in SHORTAGES])
+def test_a_shortage_is_not_what_a_probe_finds(error: Exception) -> None:
+    raise_shortage(ValueError("a finding"))
+    with pytest.raises(type(error)) as found:
+        raise_shortage(error)
+    assert found.value is error
 
 
 @pytest.mark.parametrize("error", [error for error, *_ in SHORTAGES])

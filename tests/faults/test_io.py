@@ -5,14 +5,11 @@ After an error the same command goes on to the same bits. See `tests/helpers/io_
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.io_faults import FaultServer, has_compiler
+from tests.helpers.io_faults import has_compiler
 from tests.helpers.io_faults.scenarios import (
     generating,
     make_small_inputs,
@@ -21,7 +18,7 @@ from tests.helpers.io_faults.scenarios import (
     training_arguments,
     verifying,
 )
-from tests.helpers.io_faults.sweep import Outcome, Scenario, sweep
+from tests.helpers.io_faults.sweep import problems, sweep_and_report
 
 pytestmark = pytest.mark.skipif(
     not has_compiler(), reason="needs Linux and cc, which makes the library with the faults"
@@ -29,32 +26,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[list[FaultServer]]:
-    with FaultServer() as one, FaultServer() as other:
-        yield [one, other]
-
-
-@pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_small_inputs(tmp_path_factory.mktemp("io").resolve() / "inputs")
-
-
-def sweep_and_report(servers: list[FaultServer], scenario: Callable[[Path], Scenario], folder: Path) -> list[Outcome]:
-    """All outcomes; what has failed, and each problem when it is found, goes to standard output."""
-
-    def report(outcome: Outcome) -> None:
-        if outcome.problem is not None:
-            sys.stdout.write(f"{outcome.problem}\n")
-
-    outcomes = sweep(servers, scenario, folder.resolve(), report=report)
-    names = Counter(outcome.call.name for outcome in outcomes if outcome.call is not None)
-    codes = Counter(outcome.code for outcome in outcomes)
-    sys.stdout.write(f"{len(outcomes)} faults; exit codes {dict(codes)}; calls {dict(names.most_common())}\n")
-    return outcomes
-
-
-def problems(outcomes: list[Outcome]) -> list[str]:
-    return [outcome.problem for outcome in outcomes if outcome.problem is not None]
 
 
 @pytest.mark.parametrize(

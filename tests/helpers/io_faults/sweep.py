@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -218,6 +219,27 @@ def sweep(
             return outcomes
 
         return [outcome for outcomes in pool.map(run, range(len(sweeps))) for outcome in outcomes]
+
+
+def sweep_and_report(
+    servers: Sequence[FaultServer], scenario: Callable[[Path], Scenario], folder: Path
+) -> list[Outcome]:
+    """All outcomes; what has failed, and each problem when it is found, goes to standard output."""
+
+    def report(outcome: Outcome) -> None:
+        if outcome.problem is not None:
+            sys.stdout.write(f"{outcome.problem}\n")
+
+    outcomes = sweep(servers, scenario, folder.resolve(), report=report)
+    names = Counter(outcome.call.name.partition(" ")[0] for outcome in outcomes if outcome.call is not None)
+    codes = Counter(outcome.code for outcome in outcomes)
+    sys.stdout.write(f"{len(outcomes)} faults; exit codes {dict(codes)}; calls {dict(names.most_common())}\n")
+    return outcomes
+
+
+def problems(outcomes: Iterable[Outcome]) -> list[str]:
+    """The problems of the outcomes that have one."""
+    return [outcome.problem for outcome in outcomes if outcome.problem is not None]
 
 
 def _indented(text: str) -> str:

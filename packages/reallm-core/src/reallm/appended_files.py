@@ -38,5 +38,5 @@ def write_all(file: FileIO, content: bytes) -> None:
             rest = rest[file.write(rest) :]  # less than all of it, if the disk is nearly full
     except OSError:
         with suppress(OSError):
-            file.truncate(start)
+            os.ftruncate(file.fileno(), start)  # unlike the file's own, it is tried again after a signal
         raise

@@ -119,7 +119,7 @@ def remove_folder(path: AnyPath) -> None:
     doomed = _siblings(final, secrets.token_hex(8)).gone
     with errors_name(final), suppress(FileNotFoundError):
         final.rename(doomed)
-        _remove(doomed)
+        discard(doomed)
 
 
 def sweep(folder: AnyPath) -> None:
@@ -181,7 +181,7 @@ def _new_siblings(final: Path) -> tuple[_Siblings, int]:
             if try_lock(lock) and os.fstat(lock).st_nlink:
                 return work, lock
         except OSError:
-            _remove(work.lock)
+            discard(work.lock)
             release(lock)
             raise
         release(lock)  # another process removed it as a leftover before it was locked
@@ -210,11 +210,11 @@ def _clean_up(work: _Siblings, final: Path, lock: int) -> None:
         pass  # the next write restores it
     else:
         for path in work:
-            _remove(path)
+            discard(path)
     release(lock)
 
 
-def _remove(path: Path) -> None:
+def discard(path: Path) -> None:
     """Remove a temporary file or folder, tried twice; what cannot be removed, the next write or `sweep` removes."""
     for _ in range(2):
         with suppress(OSError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reallm.appended_files import write_all
-from reallm.atomic_files import atomic_write, errors_name
+from reallm.atomic_files import atomic_write, discard, errors_name
 from reallm.errors import DataError
 from reallm.printable import json_line
 
@@ -62,15 +61,16 @@ class CompletionFile:
                 _check_settings(path, _read_settings(folder), settings)
             else:
                 with errors_name(path):
-                    rows.truncate(0)
+                    os.ftruncate(rows.fileno(), 0)
             with atomic_write(folder / _SETTINGS) as temporary:
                 temporary.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            file = cls(path, rows)
+            with errors_name(path):
+                file = cls(path, rows)
             try:
                 yield file
             finally:
-                if file.n_rows == 0 and folder.exists():
-                    shutil.rmtree(folder)
+                if file.n_rows == 0:
+                    discard(folder)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows that are written.
@@ -102,7 +102,7 @@ class CompletionFile:
         with errors_name(self.path):
             os.fsync(self._rows.fileno())
             (folder / _ROWS).replace(self.path)
-            shutil.rmtree(folder)
+        discard(folder)
 
 
 def partial_folder(path: Path) -> Path:
@@ -120,7 +120,7 @@ def _end_after_last_line(rows: FileIO) -> int:
         end = position + last + 1 if last >= 0 else end
         position += len(chunk)
     if end < position:
-        rows.truncate(end)
+        os.ftruncate(rows.fileno(), end)
     return n_lines
 
 
