@@ -50,9 +50,9 @@ def test_an_error_about_another_file_passes_and_leaves_the_old_file(tmp_path: Pa
 
 def test_a_lack_of_memory_is_told_of_what_is_saved_but_passes_where_it_may_be_of_others(tmp_path: Path) -> None:
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
-    with pytest.raises(DataError, match=r"cannot write .*step-1: more memory is asked for"):
-        with files.errors_name(tmp_path / "step-1"):
-            raise error
+    told = pytest.raises(DataError, match=r"cannot write .*step-1: more memory is asked for")
+    with told, files.errors_name(tmp_path / "step-1"):
+        raise error
     with pytest.raises(RuntimeError, match="allocate memory"), atomic_write(tmp_path / "a"):
         raise error
     assert not list(tmp_path.iterdir())

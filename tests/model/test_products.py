@@ -177,6 +177,17 @@ def test_a_wrong_or_missing_operator_is_not_used(monkeypatch: pytest.MonkeyPatch
         forget()
 
 
+def test_a_lack_of_memory_is_not_taken_for_a_missing_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: object, **__: object) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
+
+    onednn.why_unavailable.cache_clear()
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="allocate memory"):
+        patch.setattr(onednn, "product", lacking)
+        onednn.why_unavailable()
+    assert onednn.why_unavailable() is None, "another attempt finds it"
+
+
 def test_sums_with_a_product_are_used_only_where_they_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     right = onednn.product_of_rows
 
