@@ -93,7 +93,8 @@ def scoring_ahead(inputs: Path) -> Scenario:
 
 def merging(inputs: Path) -> Scenario:
     """The adapter of a run is merged with its base."""
-    return _scenario(inputs, lambda folder: ["merge", str(inputs / "adapted"), "--output", str(folder / "merged")])
+    scenario = _scenario(inputs, lambda folder: ["merge", str(inputs / "adapted"), "--output", str(folder / "merged")])
+    return dataclasses.replace(scenario, goes_on=False)  # what is there is refused, even if its fsync failed
 
 
 def evaluating(inputs: Path) -> Scenario:
