@@ -111,6 +111,9 @@ def test_what_names_code(text):
     assert names_code(text)
 
 
-@pytest.mark.parametrize("text", ["hub:squad", "https://a.b/c", "train.jsonl", "12:30", "a: b", "d2p2m1", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["hub:squad", "hub:squad:train", "hub:org/x:train", "https://a.b/c", "train.jsonl", "12:30", "a: b", "d2p2m1", ""],
+)
 def test_what_does_not(text):
     assert not names_code(text)

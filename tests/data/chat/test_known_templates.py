@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,9 @@ def test_templates_that_cannot_be_used(tmp_path: Path) -> None:
     file.write_bytes(b"{{ '\xe9' }}")
     with pytest.raises(ConfigError, match=r"a.jinja is not UTF-8 text$"):
         set_chat_template(tokenizer, str(file))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"pipe cannot be read \(it is not a regular file\)$"):
+        set_chat_template(tokenizer, str(tmp_path / "pipe"))
     file.write_text("{% endfor %}")
     with pytest.raises(ConfigError, match=r"a.jinja, line 1: "):
         set_chat_template(tokenizer, str(file))

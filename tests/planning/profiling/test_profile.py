@@ -1,5 +1,6 @@
 """Profiles: a real, tiny one of this machine, its file, and rates that are read from it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,12 @@ def test_rates_lie_between_those_of_one_rank_and_of_all():
     assert rates.when_busy(3) is rates
     stated = StatedRates(this_machine(3), TINY, torch.float32)
     assert stated.when_busy(1) is stated
+
+
+def test_a_pipe_in_place_of_a_profile_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"pipe: not a file of measurements; measure again into a new file"):
+        read_profiles(tmp_path / "pipe")
 
 
 def test_a_file_keeps_what_was_measured_before(tmp_path):

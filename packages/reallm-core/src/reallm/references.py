@@ -18,7 +18,8 @@ FUNCTION = re.compile(r"(?!hub:)(?P<module>.+\.py|[A-Za-z_]\w*(?:\.\w+)*):(?P<na
 
 def names_code(text: str) -> bool:
     """Whether a setting names a function of Python, and so runs its module: `rows.py:load`, `verl:package.module:f`."""
-    return bool(FUNCTION.fullmatch(text) or FUNCTION.fullmatch(text.partition(":")[2]))
+    prefix, _, rest = text.partition(":")
+    return bool(FUNCTION.fullmatch(text) or (prefix != "hub" and FUNCTION.fullmatch(rest)))
 
 
 def resolve(reference: Any) -> Any:

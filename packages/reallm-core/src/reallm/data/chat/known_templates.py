@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from reallm.arguments import as_path
 from reallm.data.chat.template import TOKEN, ChatTemplate
 from reallm.errors import ConfigError, did_you_mean
+from reallm.foreign_files import read_bytes, reading
 from reallm.notices import notify_once
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def _find(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> str:
         return chat_template
     path = as_path(chat_template)
     try:
-        return path.read_text(encoding="utf-8")
+        with reading(f"{_KEY}: {path}", error=ConfigError, passing=(OSError, UnicodeDecodeError)):
+            return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{_KEY}: {path} is not UTF-8 text") from error
     except OSError as error:

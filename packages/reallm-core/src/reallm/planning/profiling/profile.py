@@ -12,6 +12,7 @@ from typing import Any
 
 from reallm.atomic_files import atomic_write
 from reallm.errors import DataError
+from reallm.foreign_files import parse_json, read_bytes
 from reallm.model.config import ReaLModelConfig
 from reallm.planning.rates import Division
 
@@ -126,7 +127,7 @@ def read_profiles(file: Path) -> dict[str, Profile]:
         DataError: it is not such a file.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(file).decode("utf-8"))
         if content["format"] != FORMAT:
             raise DataError(f"{file}: has format {content['format']}, not {FORMAT}; measure again into a new file")
         return {setting: _profile(setting, values) for setting, values in content["profiles"].items()}
@@ -134,7 +135,7 @@ def read_profiles(file: Path) -> dict[str, Profile]:
         return {}
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{file}: not a file of measurements; measure again into a new file") from error
 
 
