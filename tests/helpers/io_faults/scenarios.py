@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,7 +148,6 @@ def state_of(folder: Path) -> dict[str, Any]:
             for path in folder.rglob(".*")
             if path != run / ".lock"
         ),
-        "cache": sorted(re.sub(r"[0-9a-f]{32,}", "*", path.name) for path in (folder / "cache").rglob("*")),
     }  # fmt: skip
     for path in sorted((saves / "last").resolve().rglob("*")):
         if path.is_file() and path.name not in ("checksums.json", "state.json"):
