@@ -113,6 +113,9 @@ def test_what_is_trained_is_counted() -> None:
     [
         ({"rank": 0}, r"^rank=0 must be a whole number of at least 1"),
         ({"alpha": 0.0}, r"^alpha=0.0 must be greater than 0"),
+        ({"alpha": math.nan}, r"^alpha=nan must be greater than 0"),
+        ({"alpha": math.inf}, r"^alpha=inf must be greater than 0, and at most 1e\+09"),
+        ({"alpha": 1e300}, r"^alpha=1e\+300 must be greater than 0, and at most 1e\+09"),
         ({"dropout": 1.0}, r"^dropout=1.0 must be at least 0 and less than 1"),
         ({"targets": ()}, r"^targets=\(\) must be a tuple with at least one linear layer"),
     ],

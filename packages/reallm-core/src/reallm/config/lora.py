@@ -8,6 +8,7 @@ from typing import Literal
 from reallm.config.group import ConfigGroup
 from reallm.errors import ConfigError
 from reallm.field_types import check_fields, value_text
+from reallm.model.lora_config import check_alpha
 from reallm.options import changed, option
 
 
@@ -44,8 +45,8 @@ class LoRAArgs(ConfigGroup, group="lora"):
         check_fields(self)
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"rank={self.rank} must be at least 1")
-        if self.alpha is not None and not self.alpha > 0:
-            raise ConfigError(f"alpha={self.alpha} must be greater than 0")
+        if self.alpha is not None:
+            check_alpha(self.alpha)
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout={self.dropout} must be at least 0 and less than 1")
         if not self.targets:

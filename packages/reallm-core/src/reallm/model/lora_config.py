@@ -9,6 +9,15 @@ from typing import Literal
 from reallm.arguments import NamedFields
 from reallm.errors import ConfigError
 
+MAX_ALPHA = 1e9
+"""Far more than any adapter has; the square of the scaling is still a number of float32."""
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise ConfigError unless a value of `alpha` is allowed."""
+    if not 0 < alpha <= MAX_ALPHA:
+        raise ConfigError(f"alpha={alpha!r} must be greater than 0, and at most {MAX_ALPHA:g}")
+
 
 @dataclass(frozen=True)
 class LoRAConfig(NamedFields):
@@ -36,8 +45,7 @@ class LoRAConfig(NamedFields):
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
             raise ConfigError(f"rank={self.rank!r} must be a whole number of at least 1")
-        if not self.alpha > 0:
-            raise ConfigError(f"alpha={self.alpha!r} must be greater than 0")
+        check_alpha(self.alpha)
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout={self.dropout!r} must be at least 0 and less than 1")
         if not self.targets or not isinstance(self.targets, tuple):
