@@ -230,3 +230,22 @@ def test_a_mistake_with_control_characters_is_one_line_that_does_not_drive_the_t
     assert err.count("\n") == 1
     assert err.rstrip("\n").isprintable()
     assert r"\x1b]0;title" in err
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "message"),
+    [
+        ("{} runs . > /dev/full", 2, "error: standard output cannot be written: No space left on device; free the"),
+        ("{} runs . >&-", 0, ""),
+        ("{} runs . 2>&-", 0, ""),
+        ("mkdir gone; cd gone; rmdir ../gone; {} runs", 2, "error: the folder that this command was started in no lon"),
+    ],
+)
+def test_streams_that_cannot_be_written_and_a_folder_that_is_gone(
+    tmp_path: Path, shell: str, code: int, message: str
+) -> None:
+    command = shell.format(f"{sys.executable} -m reallm")
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.splitlines()) == bool(message)

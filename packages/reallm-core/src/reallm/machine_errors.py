@@ -8,6 +8,7 @@ them into one line. Imports nothing that would need memory or files at that mome
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 from reallm.errors import MachineError, ReallmError, cut, one_line
 
@@ -67,6 +68,15 @@ def raise_shortage(error: BaseException) -> None:
         raise error
 
 
+def _has_folder() -> bool:
+    """Whether the current folder still exists."""
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
+
+
 def as_machine_error(error: Exception) -> Exception:
     """The error of one line for an error that is the machine's; other errors as they are."""
     if isinstance(error, ReallmError):
@@ -78,4 +88,6 @@ def as_machine_error(error: Exception) -> Exception:
         # a call about an open file does not know its name
         which = "a file cannot be read or written" if error.filename is None else error.filename
         return MachineError(f"{which}: {error.strerror}; free the disk, change the permissions, or give another folder")
+    if isinstance(error, FileNotFoundError) and not _has_folder():
+        return MachineError("the folder that this command was started in no longer exists; change to another one (cd)")
     return error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -137,7 +139,9 @@ def run(arguments: Sequence[str]) -> int:
 
     Other exceptions are bugs and keep their traceback.
     """
+    _open_closed_streams()
     try:
+        Path.cwd()
         code = app(list(arguments) or ["--help"], prog_name="reallm", standalone_mode=False)
         sys.stdout.flush()
     except ReallmError as error:
@@ -145,19 +149,47 @@ def run(arguments: Sequence[str]) -> int:
     except UsageError as error:
         return _fail(_usage_problem(error, arguments))
     except BrokenPipeError:
-        # The reader of a pipe (`| head`) has closed it. Discard buffered output, or flushing at exit would fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()  # the reader of a pipe (`| head`) has closed it
         return 141
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
         known = as_metadata_error(as_machine_error(error))
+        full = isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full and (problem := _output_problem()):
+            return _fail(f"standard output cannot be written: {problem}; free the disk, or write to another file")
         if known is error:
             raise
         return _fail(str(known))
     if code == 130:  # typer turns Ctrl-C into this code
         sys.stderr.write("\ninterrupted\n")
     return code if isinstance(code, int) else 0
+
+
+def _open_closed_streams() -> None:
+    """Put the null device in place of closed standard streams, so that no other file gets their numbers."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _output_problem() -> str | None:
+    """Why standard output cannot be written; None if it can."""
+    try:
+        sys.stdout.write("\n")  # a flush alone succeeds: what could not be written is dropped
+        sys.stdout.flush()
+    except OSError as error:
+        _discard_output()
+        return error.strerror
+    return None
+
+
+def _discard_output() -> None:
+    """Drop what is buffered for standard output, which cannot be written: flushing it at exit would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage_problem(error: Any, arguments: Sequence[str]) -> str:
