@@ -267,12 +267,17 @@ def test_entries_that_were_not_used_for_long_go(rows: Path, cached: Cached, monk
     cached(rows)
     assert old.exists()
     long_ago = time.time() - (cache_folder.DAYS + 1) * 24 * 3600
-    os.utime(old / "store.json", (long_ago, long_ago))
+    other = cached.folder / "mine" / "store.json"  # of a folder that a configuration of somebody's has named
+    other.parent.mkdir()
+    other.touch()
+    for file in (old / "store.json", other):
+        os.utime(file, (long_ago, long_ago))
     write(rows, WORDS[:3])
     cached(rows)
     assert not old.exists()
     assert not old.with_name(f"{old.name}.lock").exists()
-    assert len(list(cached.folder.glob("*/store.json"))) == 2
+    assert other.exists()
+    assert len(list(cached.folder.glob("*/store.json"))) == 3
 
 
 def test_a_folder_that_cannot_be_written_to(rows: Path, tmp_path: Path) -> None:

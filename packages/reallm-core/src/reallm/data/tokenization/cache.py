@@ -163,7 +163,7 @@ def _remove_unused(top: Path) -> None:
     """Remove stores that were not used for long, and what killed processes have left."""
     with suppress(OSError):
         sweep(top)
-    for header in top.glob(f"*/{HEADER}"):
+    for header in top.glob(f"{'[0-9a-f]' * 32}/{HEADER}"):  # only entries: a configuration may name any folder
         with suppress(OSError, DataError):
             if is_unused(header):
                 remove_folder(header.parent)
