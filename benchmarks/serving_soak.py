@@ -6,7 +6,7 @@ for; every hostile request of `tests/helpers/hostile_requests.py`; clients that 
 
 `serving_soak_right` is the share of valid requests whose answer is that of the engine alone, token for token and
 `serving_soak_refused` that of hostile ones that were refused with one error in the form of the API, or ended if there
-was nothing to answer. `serving_soak_memory` is the memory after the warm-up, three tenths of the time, divided by the most
+was nothing to answer. `serving_soak_memory` is the memory after the warm-up, 3/10 of the time, divided by the most
 memory after a later pass over the traffic. Files, threads and room in the KV cache must be as many as after the
 warm-up, and nothing be left to do; else it ends with an error.
 
