@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -100,9 +101,12 @@ def compare(kind: str, data: Path, rounds: int, num_proc: int, n_rows: int) -> d
 def measured(side: str, data: Path, cache: Path, num_proc: int) -> tuple[dict[str, Any], float]:
     """What a side reports, and the peak of memory of its processes together, in MiB."""
     command = [sys.executable, __file__, "--num-proc", str(num_proc), "--side", side]
-    process = subprocess.Popen(
-        [*command, str(data), str(data.with_name("tokenizer")), str(cache)], stdout=subprocess.PIPE, text=True
-    )
+    return watched([*command, str(data), str(data.with_name("tokenizer")), str(cache)])
+
+
+def watched(command: Sequence[str]) -> tuple[dict[str, Any], float]:
+    """What a command prints last, as JSON, and the peak of memory of its processes together, in MiB."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak = [0.0]
     watch = Thread(target=watch_memory, args=(process, peak))
     watch.start()
@@ -110,7 +114,7 @@ def measured(side: str, data: Path, cache: Path, num_proc: int) -> tuple[dict[st
     out = process.stdout.read()
     watch.join()
     if process.returncode:
-        raise SystemExit(f"the side {side} failed")
+        raise SystemExit(f"failed: {' '.join(command)}")
     return json.loads(out.splitlines()[-1]), peak[0]
 
 
