@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from reallm.data.chat.template import ChatTemplate, Conversation
-from reallm.data.first_tokens import FirstTokens, TokensWithEnds
+from reallm.data.long_texts import LongTexts, TokensWithEnds
 from reallm.errors import ConfigError, DataError, kind_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ANCHOR = "\n"
-_HEADER_TOKENS = 64
-"""Tokens that the header of a turn surely has not; see `_encode_start_of_chat`."""
+_LONGEST_HEADER = 256
+"""Characters of the longest header of a turn that is remembered; without special tokens it is all text before."""
 
 
 class PromptAnswer(NamedTuple):
@@ -54,14 +54,15 @@ class Encoder:
     tokens. The output of a chat template gets no further tokens.
 
     With `at_most`, texts that are far longer are tokenized in part: what is returned for them is longer than `at_most`,
-    and its first `at_most` tokens and their masks are those of the whole.
+    and its first `at_most` tokens and their masks are those of the whole. Turns that begin after these have no say in
+    how a conversation is tokenized.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not callable(tokenizer):
             raise ConfigError(f"tokenizer must be a tokenizer, not {kind_of(tokenizer)}")
         self._tokenizer = tokenizer
-        self._first_tokens = FirstTokens(tokenizer)
+        self._long_texts = LongTexts(tokenizer)
         with_special = self._tokenize(["a"], add_special_tokens=True)["input_ids"][0]
         adds_bos = tokenizer.bos_token_id is not None and with_special[:1] == [tokenizer.bos_token_id]
         self._bos: list[int] = [tokenizer.bos_token_id] if adds_bos else []
@@ -84,12 +85,15 @@ class Encoder:
         return self._eos if pad is None else int(pad)
 
     def prompts(
-        self, texts: Sequence[str], rendered: Sequence[bool], *, at_most: int | None = None
+        self, texts: Sequence[str], rendered: Sequence[bool], *, at_most: int | None = None, of_end: bool = False
     ) -> list[np.ndarray]:
-        """Tokens int32 [L] of each prompt; `rendered` says which are output of the chat template."""
+        """Tokens int32 [L] of each prompt; `rendered` says which are output of the chat template.
+
+        With `of_end`, those of a prompt that is far longer than `at_most` are its first one and the last `at_most`.
+        """
         return [
             np.array(ids if by_template else self._with_bos(ids), np.int32)
-            for ids, by_template in zip(self._ids(texts, at_most), rendered, strict=True)
+            for ids, by_template in zip(self._ids(texts, at_most, of_end=of_end), rendered, strict=True)
         ]
 
     def sequences(self, texts: Sequence[PromptAnswer | Conversation], *, at_most: int | None = None) -> list[Encoded]:
@@ -114,35 +118,31 @@ class Encoder:
         return Encoded(np.array(prompt + answer, np.int32), answer_mask)
 
     def _encode_chats(self, chats: Sequence[Conversation], at_most: int | None) -> list[Encoded]:
-        starts = [None if at_most is None else self._encode_start_of_chat(chat, at_most) for chat in chats]
-        rest = [chat for chat, start in zip(chats, starts, strict=True) if start is None]
-        wholes = map(self._encode_chat, rest, self._tokens_with_ends([chat.text for chat in rest]))
-        return [next(wholes) if start is None else start for start in starts]
+        if chats and not self._tokenizer.is_fast:
+            raise DataError(
+                f"{type(self._tokenizer).__name__} cannot tell where in the text a token comes from, which rows with "
+                "'messages' need; use the tokenizer in its fast form (tokenizer.json)"
+            )
+        firsts = [None if at_most is None else self._long_texts.first(chat.text, at_most + 1) for chat in chats]
+        rest = [chat.text for chat, first in zip(chats, firsts, strict=True) if first is None]
+        wholes = iter(self._tokens_with_ends(rest))
+        return [
+            self._encode_chat(chat, next(wholes) if first is None else first, at_most)
+            for chat, first in zip(chats, firsts, strict=True)
+        ]
 
-    def _encode_start_of_chat(self, chat: Conversation, at_most: int) -> Encoded | None:
-        """The first tokens of a conversation that is far longer; None if it is not, or if it takes all to tell them.
-
-        Whether a conversation is encoded in pieces depends on all turns, so they must begin in what is tokenized; or
-        none of them, so that only prompt is left and the conversation is dropped.
-        """
-        first = self._first_tokens(chat.text, at_most + 1 + _HEADER_TOKENS) if chat.turns else None
-        if first is None:
-            return None
-        if chat.turns[-1][0] < first.ends[at_most]:
-            return self._encode_chat(chat, first)
-        prompt = chat.text[: chat.turns[0][0]]
-        if len(prompt) < first.ends[-1] or self._first_tokens(prompt, at_most + 1) is None:
-            return None
-        is_answer = np.arange(len(first.ids)) >= len(first.ids) - 1
-        return Encoded(np.array(first.ids, np.int32), is_answer)
-
-    def _encode_chat(self, chat: Conversation, whole: TokensWithEnds) -> Encoded:
+    def _encode_chat(self, chat: Conversation, whole: TokensWithEnds, at_most: int | None) -> Encoded:
+        turns = chat.turns
+        if at_most is not None and len(whole.ids) > at_most:
+            turns = tuple(turn for turn in turns if turn[0] < whole.ends[at_most - 1])
         answer_mask = np.zeros(len(whole.ids), np.bool_)
-        for start, end in chat.turns:
+        for start, end in turns:
             n_before = self._prompt_length(chat.text, start, whole)
             if n_before is None:
-                return self._encode_chat_in_pieces(chat)
+                return self._encode_chat_in_pieces(chat, at_most)
             answer_mask[n_before:] |= whole.ends[n_before:] <= end
+        if len(turns) < len(chat.turns):
+            answer_mask[-1] = True  # stands for what the model is to write after the tokens that are kept
         return Encoded(np.array(whole.ids, np.int32), answer_mask)
 
     def _prompt_length(self, text: str, start: int, whole: TokensWithEnds) -> int | None:
@@ -153,21 +153,27 @@ class Encoder:
         while n and whole.ids[n - 1] not in self._added:
             n -= 1
         header = text[whole.ends[n - 1] if n else 0 : start]
-        if header not in self._headers:
-            self._headers[header] = self._ids([header])[0]
-        ids = self._headers[header]
+        ids = self._headers.get(header) or self._ids([header])[0]
+        if len(header) <= _LONGEST_HEADER:
+            self._headers[header] = ids
         if whole.ids[n : n + len(ids)] == ids:
             return n + len(ids)
         prompt = self._ids([text[:start]])[0]
         return len(prompt) if whole.ids[: len(prompt)] == prompt else None
 
-    def _encode_chat_in_pieces(self, chat: Conversation) -> Encoded:
+    def _encode_chat_in_pieces(self, chat: Conversation, at_most: int | None) -> Encoded:
         """The conversation split where turns start, each piece tokenized separately."""
         starts = [start for start, _ in chat.turns]
-        ids = self._ids([chat.text[: starts[0]]])[0]
+        ids = self._ids([chat.text[: starts[0]]], at_most)[0]
         answer_mask = [False] * len(ids)
         for (start, end), stop in zip(chat.turns, [*starts[1:], len(chat.text)], strict=True):
-            turn, rest = self._encode_continuation(chat.text[start:end]), self._ids([chat.text[end:stop]])[0]
+            if at_most is not None and len(ids) > at_most:
+                answer_mask[-1] = True  # as above
+                break
+            turn, rest = (
+                self._encode_continuation(chat.text[start:end], at_most),
+                self._ids([chat.text[end:stop]], at_most)[0],
+            )
             ids = [*ids, *turn, *rest]
             answer_mask += [True] * len(turn) + [False] * len(rest)
         return Encoded(np.array(ids, np.int32), np.array(answer_mask, np.bool_))
@@ -199,23 +205,26 @@ class Encoder:
     def _tokens_with_ends(self, texts: Sequence[str]) -> list[TokensWithEnds]:
         if not texts:
             return []
-        if not self._tokenizer.is_fast:
-            raise DataError(
-                f"{type(self._tokenizer).__name__} cannot tell where in the text a token comes from, which rows with "
-                "'messages' need; use the tokenizer in its fast form (tokenizer.json)"
-            )
         tokens = self._tokenize(texts, return_offsets_mapping=True)
         return [
             TokensWithEnds(ids, np.array(offsets, np.int64).reshape(-1, 2)[:, 1])
             for ids, offsets in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
         ]
 
-    def _ids(self, texts: Sequence[str], at_most: int | None = None) -> list[list[int]]:
-        """Tokens of each text; of one that is far longer than `at_most`, the first `at_most + 1`."""
-        firsts = [None if at_most is None else self._first_tokens(text, at_most + 1) for text in texts]
-        rest = [text for text, first in zip(texts, firsts, strict=True) if first is None]
+    def _ids(self, texts: Sequence[str], at_most: int | None = None, *, of_end: bool = False) -> list[list[int]]:
+        """Tokens of each text; of one that is far longer than `at_most`, the first `at_most + 1`, or see `prompts`."""
+        parts = [None if at_most is None else self._part(text, at_most, of_end) for text in texts]
+        rest = [text for text, part in zip(texts, parts, strict=True) if part is None]
         wholes = iter(self._tokenize(rest)["input_ids"] if rest else [])
-        return [next(wholes) if first is None else first.ids for first in firsts]
+        return [next(wholes) if part is None else part for part in parts]
+
+    def _part(self, text: str, at_most: int, of_end: bool) -> list[int] | None:
+        """The tokens at an end of a text; None if it is short enough to be tokenized as a whole."""
+        if of_end:
+            last = self._long_texts.last(text, at_most)
+            return None if last is None else [*self._long_texts.first_token(text), *last]
+        first = self._long_texts.first(text, at_most + 1)
+        return None if first is None else first.ids
 
     def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
         options = {"add_special_tokens": False, **options}

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from reallm.data.chat.template import ChatTemplate
-from reallm.data.first_tokens import FirstTokens
+from reallm.data.long_texts import LongTexts
 from reallm.errors import DataError, counted
 from reallm.serving.errors import APIError
 from reallm.serving.token_texts import TokenTexts
@@ -71,7 +71,8 @@ class ServedModel:
         Raises:
             APIError: it has more tokens; `name` is the parameter that has it.
         """
-        if self._first_tokens(text, self.context_length) is not None:
+        first = self._long_texts.first(text, self.context_length + 1)
+        if first is not None and len(first.ids) > self.context_length:
             raise APIError(
                 f"'{name}' has more than the {counted(self.context_length, 'token')} of context that '{self.name}' "
                 "has; shorten it",
@@ -80,8 +81,8 @@ class ServedModel:
             )
 
     @cached_property
-    def _first_tokens(self) -> FirstTokens:
-        return FirstTokens(self.tokenizer)
+    def _long_texts(self) -> LongTexts:
+        return LongTexts(self.tokenizer)
 
     def next_number(self) -> int:
         """The number of the next request that has no seed of its own, from 0."""

@@ -53,8 +53,9 @@ class PromptEncoder:
         """See `reallm.data.tokenization.encoder.RowEncoder`."""
         prompts = [self._prompt(row) for row in rows]
         are_rendered = [prompt.messages is not None for prompt in prompts]
-        at_most = self._max_prompt_len if self._overlong == "drop" else None  # else the end of a prompt is kept
-        tokens = self._encoder.prompts([prompt.text for prompt in prompts], are_rendered, at_most=at_most)
+        of_end = self._overlong == "truncate"
+        texts = [prompt.text for prompt in prompts]
+        tokens = self._encoder.prompts(texts, are_rendered, at_most=self._max_prompt_len, of_end=of_end)
         return [self._encoded(*one) for one in zip(tokens, prompts, rows, strict=True)]
 
     def _encoded(self, ids: np.ndarray, prompt: _Prompt, row: Row) -> EncodedRow:

@@ -11,8 +11,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from reallm.data import first_tokens as module
-from reallm.data.first_tokens import FirstTokens
+from reallm.data import long_texts as module
+from reallm.data.long_texts import LongTexts
 from reallm.data.row import Row
 from reallm.data.tokenization.encoder import EncodedRow
 from reallm_datasets.encoders.prompt import PromptEncoder
@@ -21,7 +21,7 @@ from reallm_datasets.encoders.rw_pair import PairEncoder
 from tests.helpers.tokenizers import TEXT, tiny_tokenizer
 
 N = 16
-LENGTH = 60_000
+LENGTH = 24_000
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -104,35 +104,38 @@ def whole(tokenizer: Any, text: str) -> Any:
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
-def test_they_are_those_of_the_whole(tokenizer: Any, text: str) -> None:
-    found = FirstTokens(tokenizer)(text, N)
-    if found is not None:
-        wanted = whole(tokenizer, text)
-        assert found.ids == wanted["input_ids"][:N]
-        assert found.ends.tolist() == [end for _, end in wanted["offset_mapping"][:N]]
+def test_the_first_tokens_are_those_of_the_whole(tokenizer: Any, text: str) -> None:
+    found, wanted = LongTexts(tokenizer).first(text, N), whole(tokenizer, text)
+    assert found is not None
+    assert found.ids == wanted["input_ids"][:N]
+    assert found.ends.tolist() == [end for _, end in wanted["offset_mapping"][:N]]
 
 
-@pytest.mark.parametrize(
-    ("tokenizer", "text"),
-    [
-        *((name, text) for name in ("bytes", "llama_3") for text in ("prose", "one word", "blanks", "marked", "signs")),
-        ("words", "prose"),
-        ("sentencepiece", "prose"),
-        ("sentencepiece", "one word"),
-    ],
-)
-def test_a_small_part_of_the_text_tells_them(tokenizer: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ["prose", "accents", "marked"])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
+def test_the_last_tokens_are_those_of_the_whole(tokenizer: Any, text: str) -> None:
+    assert LongTexts(tokenizer).last(TEXTS[text], N) == whole(tokenizer, TEXTS[text])["input_ids"][-N:]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_a_small_part_of_the_text_is_tokenized(tokenizer: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    tokens = module._tokens
-    monkeypatch.setattr(module, "_tokens", lambda one, prefix: sizes.append(len(prefix)) or tokens(one, prefix))
-    assert FirstTokens(TOKENIZERS[tokenizer])(TEXTS[text], N) is not None
-    assert max(sizes) < LENGTH / 10
-    assert sum(sizes) <= LENGTH
+    tokens = LongTexts._tokens
+    monkeypatch.setattr(LongTexts, "_tokens", lambda self, part: sizes.append(len(part)) or tokens(self, part))
+    monkeypatch.setattr(module, "_MOST", 32)
+    texts = LongTexts(TOKENIZERS[tokenizer])
+    first, last = texts.first(TEXTS[text], N), texts.last(TEXTS[text], N)
+    assert first is not None
+    assert last is not None
+    assert max(sizes) < LENGTH / 4
+    if len(whole(TOKENIZERS[tokenizer], TEXTS[text])["input_ids"]) > N:  # else there is no more in all of it
+        assert sum(sizes) < LENGTH / 2
 
 
 def test_a_text_that_may_be_short_enough_is_left_alone() -> None:
-    assert FirstTokens(TOKENIZERS["bytes"])(TEXTS["prose"], LENGTH) is None
-    assert FirstTokens(TOKENIZERS["bytes"])("hello", N) is None
+    assert LongTexts(TOKENIZERS["bytes"]).first(TEXTS["prose"], LENGTH) is None
+    assert LongTexts(TOKENIZERS["bytes"]).first("hello", N) is None
 
 
 def rows(*values: dict[str, Any]) -> list[Row]:
@@ -147,7 +150,7 @@ def same(found: Sequence[EncodedRow], wanted: Sequence[EncodedRow]) -> None:
             np.testing.assert_array_equal(one.fields[name], other.fields[name])
 
 
-LONG = [TEXTS[name] for name in ("prose", "one word", "not ASCII")]
+LONG = [TEXTS[name][: LENGTH // 2] for name in ("prose", "one word", "not ASCII")]
 MESSAGES = [
     [{"role": "user", "content": question}, {"role": "assistant", "content": answer}, *more]
     for question, answer in (("Hi", LONG[0]), (LONG[0], "Hi"), ("Hi", LONG[1]), ("Hi", "Hi"), (LONG[1], LONG[0]))
