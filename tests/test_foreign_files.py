@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import reallm
 from reallm.errors import CheckpointError, ConfigError, DataError
 from reallm.foreign_files import check_own, is_finite_number, read_json_object, reading
 
@@ -122,3 +125,41 @@ def test_what_is_in_order_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [10**30, -(2**63), float("nan"), float("inf"), True, "1", None, [1]])
 def test_numbers_that_cannot_be_computed_with(value: object) -> None:
     assert not is_finite_number(value)
+
+
+ERRORS_OF_PARSERS = {
+    "ArrowException", "ArrowInvalid", "BadGzipFile", "JSONDecodeError", "MarkedYAMLError", "NOT_JSON", "RecursionError",
+    "SafetensorError", "TemplateSyntaxError", "UnicodeDecodeError", "YAMLError",
+}  # fmt: skip
+WITH_MESSAGES_OF_THEIR_OWN = {
+    "checkpoint/distributed_save.py": "it writes",
+    "config/assignments.py": "the line of YAML; text of the command line that is no YAML is text",
+    "data/chat/known_templates.py": "the line of a template",
+    "data/messages.py": "the key of a row",
+    "data/readers/json_rows.py": "line, column and hint of JSON",
+    "data/readers/text_lines.py": "line, column and byte",
+    "data/serialization.py": "it tries whether a dtype can be saved",
+    "foreign_files.py": "the boundary",
+    "launch/store.py": "another process is to blame, not a file",
+    "serving/token_texts.py": "bytes of a token that are no text are shown",
+}
+
+
+def caught(tree: ast.AST) -> Iterator[str]:
+    """The names in `except` and `suppress`."""
+    for node in ast.walk(tree):
+        is_suppress = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress")
+        kinds = [node.type] if isinstance(node, ast.ExceptHandler) else node.args if is_suppress else []
+        for kind in kinds:
+            yield from (part.rpartition(".")[2] for part in ast.unparse(kind).strip("()").split(", ")) if kind else ()
+
+
+def test_what_parsers_raise_is_caught_at_the_boundary() -> None:
+    """Elsewhere only where the message says more: each such module is listed with what that is."""
+    core = Path(reallm.__file__).parent
+    found = {
+        file.relative_to(core).as_posix()
+        for file in core.rglob("*.py")
+        if ERRORS_OF_PARSERS & {*caught(ast.parse(file.read_text(encoding="utf-8")))}
+    }
+    assert found == WITH_MESSAGES_OF_THEIR_OWN.keys()

@@ -33,6 +33,8 @@ def test_a_name_is_one_part_of_a_path(name):
         ("name", "", "name is empty; give it a value, or leave it out"),
         ("name", "  ", "name is empty; give it a value, or leave it out"),
         ("output_dir", "", "output_dir is empty; give it a value, or leave it out"),
+        ("output_dir", "~nobody-has-it/x", "the path ~nobody-has-it/x cannot be used (Could not determine home "
+                                           "directory.); give another one"),
         ("resume", "", "resume is empty; give it a value, or leave it out"),
     ],
 )  # fmt: skip

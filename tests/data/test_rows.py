@@ -149,7 +149,7 @@ def test_what_is_not_utf8_names_the_line_and_the_byte(tmp_path: Path, name: str)
     [
         ('{"a": 1}\n{"a": }\n', ":2: invalid JSON: Expecting value at column 7"),
         ('{"a": 1} {"a": 2}\n', ":1: invalid JSON: Extra data at column 10"),
-        ("[" * 100_000 + "\n", ":1: invalid JSON: nested too deeply"),
+        ("[" * 100_000 + "\n", ":1: invalid JSON: it is nested too deeply"),
         (f'{{"a": {"9" * 5000}}}\n', ":1: invalid JSON: Exceeds the limit"),
         ("prompt,answer\n", ":1: invalid JSON: Expecting value at column 1"),
     ],
@@ -166,7 +166,7 @@ def test_invalid_json_lines_name_line_and_column(tmp_path: Path, content: str, p
         ('[{"a": 1}\n', ":2: invalid JSON: Expecting ',' delimiter at column 1"),
         ("[{}]\n[]", ":2: invalid JSON: Extra data at column 1"),
         ('{"a": [{}], "b": [{}]}', ": holds the lists 'a', 'b'; wanted one list of rows: [{...}, ...]"),
-        ("[" * 100_000, ":1: invalid JSON: nested too deeply"),
+        ("[" * 100_000, ":1: invalid JSON: it is nested too deeply"),
     ],
 )
 def test_a_json_file_that_is_no_list_of_objects(tmp_path: Path, content: str, problem: str) -> None:
@@ -176,17 +176,17 @@ def test_a_json_file_that_is_no_list_of_objects(tmp_path: Path, content: str, pr
 
 def test_files_that_are_not_what_their_name_says(tmp_path: Path) -> None:
     whole = gzip.compress(lines(*GOOD).encode())
-    assert "not a whole gzip file" in message(file(tmp_path, "a.jsonl.gz", lines(*GOOD)))
+    assert "cannot be read as a gzip file" in message(file(tmp_path, "a.jsonl.gz", lines(*GOOD)))
     path = file(tmp_path, "b.jsonl", whole)
     assert message(path) == f"{path}: is not text; its name should end in .gz"
     path = file(tmp_path, "c.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 538090408\n")
     assert message(path) == (
         f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull` in {tmp_path}"
     )
-    assert "not a whole gzip file" in message(file(tmp_path, "a.jsonl.gz", whole[:-9]))
-    assert "not a whole gzip file" in message(file(tmp_path, "a.jsonl.gz", whole[:12] + b"xxxx" + whole[16:]))
+    assert "cannot be read as a gzip file" in message(file(tmp_path, "a.jsonl.gz", whole[:-9]))
+    assert "cannot be read as a gzip file" in message(file(tmp_path, "a.jsonl.gz", whole[:12] + b"xxxx" + whole[16:]))
     pytest.importorskip("pyarrow", reason="install pyarrow (reallm-core[parquet]) to test reading parquet")
-    assert "not a whole parquet file" in message(file(tmp_path, "a.parquet", "PAR1 or not"))
+    assert "cannot be read as a parquet file" in message(file(tmp_path, "a.parquet", "PAR1 or not"))
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_a_file_that_the_system_does_not_let_us_read(tmp_path: Path, monkeypatch
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    assert message(path) == f"{path}: cannot be read: Permission denied"
+    assert message(path) == f"{path} cannot be read (Permission denied)"
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------

@@ -97,5 +97,5 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage: str) -> None:
         path.write_bytes(content)
     else:
         torch.save({}, path)
-    with pytest.raises(DataError, match=rf"^{path}: damaged: "):
+    with pytest.raises(DataError, match=rf"^{path} is damaged \("):
         load_fields(path)

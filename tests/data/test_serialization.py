@@ -89,9 +89,9 @@ def one_line(path: Path) -> str:
     with pytest.raises(DataError) as caught:
         load(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}: ")
+    assert message.startswith(str(path))
     assert "\n" not in message
-    return message.removeprefix(f"{path}: ")
+    return message.removeprefix(str(path))
 
 
 def test_a_truncated_file_says_so(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_truncated_file_says_so(tmp_path: Path) -> None:
     content = path.read_bytes()
     for size in (0, 5, 8, 40, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:size])
-        assert one_line(path).startswith("not a readable safetensors file: ")
+        assert one_line(path).startswith(" is not a readable safetensors file (")
 
 
 @quick
@@ -117,22 +117,22 @@ def test_a_changed_byte_gives_an_error_or_a_batch(
         outcome: NamedArray | str = load(path)
     except DataError as error:
         outcome = str(error)
-    assert isinstance(outcome, NamedArray) or (outcome.startswith(f"{path}: ") and "\n" not in outcome)
+    assert isinstance(outcome, NamedArray) or (outcome.startswith(f"{path}") and "\n" not in outcome)
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
-    assert one_line(tmp_path / "b") == "no such file"
+    assert one_line(tmp_path / "b") == ": no such file"
 
 
 @pytest.mark.parametrize(
     ("header", "message"),
     [
         (None, "a safetensors file, but not of a NamedArray"),
-        ("no json", "damaged header: Expecting value"),
-        ("[1]", "damaged header: "),
-        ("[" * 100_000, "damaged header: "),
+        ("no json", "damaged header (Expecting value"),
+        ("[1]", "damaged header ("),
+        ("[" * 100_000, "damaged header ("),
         ({"version": 2, "fields": [["x", "torch"]], "metadata": {}}, "format version 2; this reallm reads version 1"),
-        ({"version": 1, "fields": [["x", "torch"]]}, "damaged header: 'metadata'"),
+        ({"version": 1, "fields": [["x", "torch"]]}, "damaged header (there is no 'metadata')"),
         ({"version": 1, "fields": [], "metadata": {}}, "field 'x' is not listed"),
         ({"version": 1, "fields": [["x", "torch"], ["y", "numpy"]], "metadata": {}}, "field 'y' has no array"),
         ({"version": 1, "fields": [["x", "pickle"]], "metadata": {}}, "field 'x' is of unknown kind 'pickle'"),

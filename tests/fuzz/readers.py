@@ -124,13 +124,15 @@ def _writing(file: Path, read: Callable[[], object]) -> Read:
     return written
 
 
-def _refusing(corpus: Sequence[bytes], read: Read) -> tuple[Sequence[bytes], Read]:
+def _refusing(
+    corpus: Sequence[bytes], read: Read, error: type[ReallmError] = ReallmError
+) -> tuple[Sequence[bytes], Read]:
     """A reader whose corpus may be refused as it is: parts of it are hostile already."""
 
     def tolerant(content: bytes) -> object:
         try:
             return read(content)
-        except ReallmError:
+        except error:
             if content in corpus:
                 return None
             raise
@@ -213,7 +215,7 @@ def _template(folder: Path) -> tuple[Sequence[bytes], Read]:
         conversation.answer([1, 2, 3], "2")
         return conversation.ask("And 2 + 2?")
 
-    return _refusing([template.encode() for template in _TEMPLATES], read)
+    return _refusing([template.encode() for template in _TEMPLATES], read, DataError)
 
 
 def _rows(extension: str, corpus: Callable[[], Sequence[bytes]]) -> Open:

@@ -32,7 +32,7 @@ def test_lengths_are_written_as_text():
         ("lognormal:256", "answer_lens=lognormal:256: must be a number"),
         ("lognormal:256:-1", "lognormal needs a MEDIAN of at least 1 and a SIGMA of at least 0"),
         ("uniform:9:3", "uniform needs 1 <= SHORTEST <= LONGEST"),
-        ("none.jsonl", "answer_lens=none.jsonl: No such file or directory"),
+        ("none.jsonl", "answer_lens=none.jsonl cannot be read .*No such file or directory"),
     ],
 )
 def test_lengths_that_are_none_are_refused(text, message):
@@ -45,7 +45,9 @@ def test_lengths_of_a_runs_answers_are_read(tmp_path):
     file.write_text("".join(json.dumps({"step": 1, "answers": [{"length": n}, {"length": 5}]}) + "\n" for n in (3, 9)))
     assert parse_lengths("answer_lens", str(file)).values == (3, 5, 5, 9)
     file.write_text('{"step": 1}\n')
-    with pytest.raises(ConfigError, match=r"answer_lens=.*rollouts.jsonl: not the rollouts.jsonl of a run"):
+    with pytest.raises(
+        ConfigError, match=r"answer_lens=.*rollouts.jsonl cannot be read as the rollouts.jsonl of a run"
+    ):
         parse_lengths("answer_lens", str(file))
 
 

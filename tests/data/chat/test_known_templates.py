@@ -131,7 +131,7 @@ def test_templates_that_cannot_be_used(tmp_path: Path) -> None:
         set_chat_template(tokenizer, "{{ bos_token }}\n{% for m in messages %}")
     file = tmp_path / "a.jinja"
     file.write_bytes(b"{{ '\xe9' }}")
-    with pytest.raises(ConfigError, match=r"a.jinja is not UTF-8 text$"):
+    with pytest.raises(ConfigError, match=r"a.jinja cannot be read \("):
         set_chat_template(tokenizer, str(file))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match=r"pipe cannot be read \(it is not a regular file\)$"):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from reallm.experiments.reports.html import render
 from reallm.experiments.reports.rollout_groups import PROMPTS, STEPS, TOKENS, shown_steps
@@ -72,6 +75,25 @@ def test_the_page_stays_small_however_long_the_run(tmp_path: Path) -> None:
     assert len(shown[0].groups) == PROMPTS
     (one,) = shown[0].groups[0].answers
     assert (len(one.tokens), one.n_omitted) == (TOKENS, 500 - TOKENS)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 2, nothing}',
+        '{"step": 2}',
+        '{"step": 2, "answers": 5, "id": "", "prompt": "", "no_variance": 0}',
+        '{"step": 2, "x": ' + "[" * 200 + "]" * 200 + "}",
+        json.dumps(record(2, answer(reward_parts=[]))),
+    ],
+)
+def test_records_that_are_damaged_are_left_out(tmp_path: Path, line: str) -> None:
+    folder = write_run(tmp_path / "a")
+    write_rollouts(folder / "rollouts.jsonl", {"train": [record(1, answer()), record(2, answer())]})
+    with (folder / "rollouts.jsonl").open("a") as opened:
+        opened.write(f"{line}\n" + line.replace('"step": 2', '"step": 3') + "\n")
+    assert [(step.step, len(step.groups)) for step in shown_steps(folder / "rollouts.jsonl")] == [(1, 1), (2, 1)]
+    Page(render(folder, now=NOW))
 
 
 def test_without_rollouts_there_is_no_section(tmp_path: Path) -> None:

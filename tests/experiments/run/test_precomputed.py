@@ -232,7 +232,7 @@ def test_a_damaged_file_is_computed_again(held: Trainer, ref: Path, cache: Path)
     content[-20] ^= 1
     file.write_bytes(content)
     second = train(held, ref)
-    assert f"outputs that were computed before cannot be used, and are computed again ({file}: damaged" in held.output
+    assert f"outputs that were computed before cannot be used, and are computed again ({file} is damaged" in held.output
     assert second.metrics["train/ref"] == first.metrics["train/ref"]
     train(held, ref)
     assert "are read from the cache" in held.output

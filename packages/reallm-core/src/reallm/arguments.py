@@ -11,7 +11,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
-from reallm.errors import ConfigError, ReallmError, cut, did_you_mean, kind_of, one_line, with_article
+from reallm.errors import ConfigError, ReallmError, cut, did_you_mean, kind_of, short_reason, with_article
+from reallm.printable import printable_line
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -104,8 +105,8 @@ def as_path(value: str | Path, error: type[ReallmError] = ConfigError) -> Path:
         path = Path(value).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as raised:
-        reason = raised.strerror if isinstance(raised, OSError) else one_line(raised)
-        raise error(f"the path {cut(str(value), 100)} cannot be used ({reason}); give another one") from raised
+        shown = cut(printable_line(str(value)), 100)
+        raise error(f"the path {shown} cannot be used ({short_reason(raised)}); give another one") from raised
     return path
 
 

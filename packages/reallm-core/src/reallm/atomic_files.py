@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from reallm.errors import DataError, ReallmError, one_line
+from reallm.errors import DataError, ReallmError, short_reason
 from reallm.file_locks import release, try_lock
 from reallm.machine_errors import shortage
 
@@ -304,8 +304,8 @@ def errors_name(final: Path, *, unless_of_others: bool = False) -> Iterator[None
         yield
     except Exception as error:
         if _is_full_disk(error) or (_is_of_system(error) and not (unless_of_others and _is_of_others(error, final))):
-            reason = (isinstance(error, OSError) and error.strerror) or shortage(error) or one_line(error)
-            raise DataError(f"cannot write {final}: {reason}") from error
+            lacking = None if isinstance(error, OSError) else shortage(error)
+            raise DataError(f"cannot write {final}: {lacking or short_reason(error)}") from error
         raise
 
 

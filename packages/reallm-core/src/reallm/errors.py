@@ -128,3 +128,8 @@ def counted(n: int, noun: str, plural: str = "") -> str:
 def one_line(error: BaseException) -> str:
     """The message of an error of another library, on one line; the error's type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def short_reason(error: BaseException) -> str:
+    """What has gone wrong: the system's words, without the number and the path of its error, or else `one_line`."""
+    return (isinstance(error, OSError) and error.strerror) or one_line(error)

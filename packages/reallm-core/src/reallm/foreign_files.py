@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reallm.errors import CheckpointError, ReallmError, cut, one_line
+from reallm.errors import CheckpointError, ReallmError, cut, short_reason
 from reallm.git_lfs import is_lfs_pointer, lfs_pointer_problem
 from reallm.machine_errors import shortage
 from reallm.printable import printable_line
@@ -79,7 +79,7 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     missing = "there is no " if isinstance(error, KeyError) else ""
-    return cut(missing + printable_line(one_line(error)), _LONGEST_REASON)
+    return cut(missing + printable_line(short_reason(error)), _LONGEST_REASON)
 
 
 def shown(value: object, length: int = 60) -> str:
@@ -167,6 +167,10 @@ def read_bytes(file: Path, *, at_most: int = MAX_BYTES) -> bytes:
     return content
 
 
+NOT_JSON = (ValueError, RecursionError)
+"""What `parse_json` raises."""
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text, which may not be nested more than `MAX_DEPTH` deep.
 
@@ -175,12 +179,26 @@ def parse_json(text: str | bytes) -> Any:
         RecursionError: it is nested too deeply.
     """
     value = json.loads(text)
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Raise RecursionError if a value of JSON is nested more than `MAX_DEPTH` deep."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [inner for outer in level if isinstance(outer, dict | list) for inner in _values(outer)]
         if not level:
-            return value
+            return
     raise RecursionError
+
+
+def json_or_none(text: str | bytes) -> Any:
+    """The value of a JSON text, as `parse_json` gives it; None for any other text."""
+    try:
+        return parse_json(text)
+    except NOT_JSON:
+        return None
 
 
 def _values(container: dict[str, Any] | list[Any]) -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from reallm.algorithms.graph import Graph
+from reallm.arguments import as_path
 from reallm.config.args import ModelArgs
 from reallm.config.training import TrainingConfig, model_args
 
@@ -47,7 +46,7 @@ def _has_base_of(args: ModelArgs, trained: ModelArgs) -> bool:
 
 
 def _location(path: str | None) -> str | None:
-    folder = None if path is None else Path(path).expanduser()
+    folder = None if path is None else as_path(path)
     return path if folder is None or not folder.is_dir() else str(folder.resolve())
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from reallm.atomic_files import AnyPath, atomic_folder
 from reallm.checkpoint.file_plan import File, assign_writers, plan_files, write_rounds
 from reallm.checkpoint.save import ExportOptions, is_unrelated_file, write_file, write_index, write_small_files
-from reallm.errors import DataError, one_line
+from reallm.errors import DataError, short_reason
 from reallm.hf.conversion.mapping import weight_mappings
 from reallm.hf.family import HFFamily
 from reallm.model.config import ReaLModelConfig
@@ -326,5 +326,4 @@ def _write_durably(path: Path, tensors: Mapping[str, Tensor]) -> None:
         with path.open("rb+") as file:
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
-        raise DataError(f"cannot write {path}: {reason}") from error
+        raise DataError(f"cannot write {path}: {short_reason(error)}") from error

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from reallm.arguments import as_path
 from reallm.config.allocation import MANUAL, layout_of
 from reallm.config.args import CallArgs, ModelArgs, dataset_option
 from reallm.config.dataset import batch_size, check_splits, splits
@@ -157,7 +157,7 @@ class TrainingConfig(ConfigGroup):
                 raise ConfigError(f"{key} is empty; give it a value, or leave it out")
         if self.name is not None and self.resume in (None, AUTO):  # a resumed run keeps its name
             check_name(self.name)
-        object.__setattr__(self, "output_dir", str(Path(self.output_dir).expanduser()))
+        object.__setattr__(self, "output_dir", str(as_path(self.output_dir)))
 
     @property
     def n_processes(self) -> int:

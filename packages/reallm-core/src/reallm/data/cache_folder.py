@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+from reallm.arguments import as_path
+
 DAYS = 30
 """What was not used for so many days is removed when something else is written."""
 
@@ -13,7 +15,7 @@ DAYS = 30
 def cache_folder(name: str) -> Path:
     """`reallm/<name>` in `$XDG_CACHE_HOME`, or else in `~/.cache`."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "reallm" / name
+    return as_path(home) / "reallm" / name
 
 
 def can_write(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from reallm.data.row_sources import records
 from reallm.data.rows import Row, describe
-from reallm.errors import one_line
+from reallm.foreign_files import NOT_JSON, json_or_none, parse_json, reason_of
 
 Message = dict[str, Any]
 """A message in the one form: the text `role`; the text `content`, which only a message with tool calls can lack;
@@ -122,12 +122,7 @@ def _arguments(row: Row, function: Mapping[str, Any], name: str) -> Any:
     given = function.get("arguments")
     if given is None or given == "":
         return {}
-    arguments = given
-    if isinstance(given, str):
-        try:
-            arguments = json.loads(given)
-        except (ValueError, RecursionError) as error:
-            raise row.error(f"key '{name}': found text that is not JSON ({_json_problem(error)})") from error
+    arguments = _parsed(row, given, name) if isinstance(given, str) else given
     if not isinstance(arguments, Mapping):
         raise row.error(f"key '{name}': found {describe(given)}, wanted an object, or JSON text of one")
     row.valid_text(json.dumps(arguments, ensure_ascii=False, default=str), f"key '{name}'")
@@ -136,12 +131,7 @@ def _arguments(row: Row, function: Mapping[str, Any], name: str) -> Any:
 
 def _tool(row: Row, given: Any, name: str) -> Tool:
     where = f"key '{name}': " if name else ""
-    tool = given
-    if isinstance(given, str):
-        try:
-            tool = json.loads(given)
-        except (ValueError, RecursionError):
-            tool = given
+    tool = json_or_none(given) if isinstance(given, str) else given
     wrapped = isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping)
     function = tool["function"] if wrapped else tool
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
@@ -153,10 +143,7 @@ def _tool(row: Row, given: Any, name: str) -> Tool:
 def _list(row: Row, given: Any, name: str, wanted: str) -> list[Any]:
     value = given
     if isinstance(given, str):  # tables keep lists of unlike objects as JSON text
-        try:
-            value = json.loads(given) if given.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise row.error(f"key '{name}': found text that is not JSON ({_json_problem(error)})") from error
+        value = _parsed(row, given, name) if given.strip() else []
     if value is None:
         return []
     if not isinstance(value, list):
@@ -180,8 +167,11 @@ def _is_trained(row: Row, message: Mapping[str, Any], name: str) -> bool:
     return all(given.values())
 
 
-def _json_problem(error: Exception) -> str:
-    """What is wrong with a JSON text, and where, on one line."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at character {error.pos + 1}"
-    return one_line(error)
+def _parsed(row: Row, text: str, name: str) -> Any:
+    """The value of a JSON text in a row."""
+    try:
+        return parse_json(text)
+    except NOT_JSON as error:
+        at = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
+        problem = at or reason_of(error)
+        raise row.error(f"key '{name}': found text that is not JSON ({problem})") from error

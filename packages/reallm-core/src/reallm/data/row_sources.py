@@ -19,6 +19,7 @@ from reallm.data.readers.record import Origin, Records
 from reallm.data.row_formats.formats import check_format
 from reallm.data.row_split import RowSplit
 from reallm.errors import DataError, kind_of
+from reallm.foreign_files import reading
 from reallm.git_lfs import is_lfs_pointer, lfs_pointer_problem
 from reallm.references import FUNCTION
 
@@ -181,7 +182,5 @@ def _part(place: Path | str, names: Mapping[str, int], root: Path) -> Part:
 def _read_file(path: Path, read: Callable[[Path, Origin], Records], origin: Origin) -> Records:
     if is_lfs_pointer(path):
         raise DataError(lfs_pointer_problem(path))
-    try:
+    with reading(path, error=DataError):
         yield from read(path, origin)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error

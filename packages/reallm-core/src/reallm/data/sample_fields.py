@@ -22,7 +22,8 @@ from reallm.atomic_files import atomic_write
 from reallm.data.datasets import Samples, own_report
 from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
-from reallm.errors import DataError, counted, one_line
+from reallm.errors import DataError, counted
+from reallm.foreign_files import parse_json, reading
 from reallm.tensor_files import save_tensors
 
 HEADER = "reallm.sample_fields"
@@ -161,9 +162,9 @@ def load_fields(path: str | os.PathLike[str]) -> tuple[dict[str, SampleField], d
     Raises:
         DataError: the file is missing, damaged, or not such a file; names it.
     """
-    try:
+    with reading(path, error=DataError, problem="is damaged"):
         with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
+            header = parse_json((file.metadata() or {})[HEADER])
             if header["version"] != VERSION:
                 raise DataError(f"{path}: written by another version of reallm")
             tensors = {name: file.get_tensor(name) for name in header["crc32"]}
@@ -175,8 +176,6 @@ def load_fields(path: str | os.PathLike[str]) -> tuple[dict[str, SampleField], d
             for name in header["fields"]
         }
         return fields, dict(header["about"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-        raise DataError(f"{path}: damaged: {one_line(error)}") from error
 
 
 def _checksum(tensor: Tensor) -> int:

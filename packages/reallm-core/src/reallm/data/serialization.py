@@ -21,8 +21,8 @@ from safetensors.torch import save as safetensors_bytes
 from reallm.atomic_files import atomic_write
 from reallm.data.array import Array, describe
 from reallm.data.namedarray import NamedArray, Value, flatten, from_flattened
-from reallm.errors import DataError, one_line
-from reallm.machine_errors import raise_shortage
+from reallm.errors import DataError
+from reallm.foreign_files import parse_json, reading
 from reallm.tensor_files import save_tensors
 
 HEADER = "reallm.namedarray"
@@ -57,12 +57,10 @@ def from_bytes(data: bytes) -> NamedArray:
     Raises:
         DataError: they are damaged.
     """
-    try:
+    with reading("the bytes of a NamedArray", error=DataError, problem="are damaged"):
         n = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + n])["__metadata__"][HEADER]
-        return _decode(json.loads(header), load_tensors(data))
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise DataError(f"damaged bytes of a NamedArray: {one_line(error)}") from error
+        header = parse_json(data[8 : 8 + n])["__metadata__"][HEADER]
+        return _decode(parse_json(header), load_tensors(data))
 
 
 def load(path: str | os.PathLike[str]) -> NamedArray:
@@ -73,19 +71,16 @@ def load(path: str | os.PathLike[str]) -> NamedArray:
     """
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise_shortage(error)
-        raise DataError(f"{path}: not a readable safetensors file: {one_line(error)}") from error
+    with (
+        reading(path, error=DataError, problem="is not a readable safetensors file"),
+        safetensors.safe_open(path, framework="pt") as file,
+    ):
+        header = (file.metadata() or {}).get(HEADER)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     if header is None:
         raise DataError(f"{path}: a safetensors file, but not of a NamedArray (no '{HEADER}' in its metadata)")
-    try:
-        return _decode(json.loads(header), tensors)
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, DataError) as error:
-        raise DataError(f"{path}: damaged header: {one_line(error)}") from error
+    with reading(path, error=DataError, problem="has a damaged header"):
+        return _decode(parse_json(header), tensors)
 
 
 def _encode(batch: NamedArray) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -97,21 +92,24 @@ def _encode(batch: NamedArray) -> tuple[dict[str, torch.Tensor], dict[str, str]]
 
 def _decode(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> NamedArray:
     if header["version"] != VERSION:
-        raise DataError(f"format version {header['version']!r}; this reallm reads version {VERSION}")
+        raise ValueError(f"format version {header['version']!r}; this reallm reads version {VERSION}")
     items: list[tuple[str, Value]] = []
     for name, kind in header["fields"]:
         if kind in ("torch", "numpy") and name not in tensors:
-            raise DataError(f"field '{name}' has no array")
+            raise ValueError(f"field '{name}' has no array")
         if kind in ("torch", "numpy"):
             tensor = tensors.pop(name)
             items.append((name, tensor.numpy() if kind == "numpy" else tensor))
         elif kind in ("none", "empty"):
             items.append((name, None if kind == "none" else NamedArray()))
         else:
-            raise DataError(f"field '{name}' is of unknown kind {kind!r}")
+            raise ValueError(f"field '{name}' is of unknown kind {kind!r}")
     if tensors:
-        raise DataError(f"field '{next(iter(tensors))}' is not listed")
-    return from_flattened(items, header["metadata"])
+        raise ValueError(f"field '{next(iter(tensors))}' is not listed")
+    try:
+        return from_flattened(items, header["metadata"])
+    except DataError as error:  # it does not name the file
+        raise ValueError(str(error)) from error
 
 
 def _kind(value: Value) -> str:

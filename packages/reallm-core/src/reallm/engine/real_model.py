@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from reallm.arguments import check_count, check_names, check_path, named_arguments
+from reallm.arguments import as_path, check_count, check_names, check_path, named_arguments
 from reallm.checkpoint.adapter import AdapterFolder, adapter_boxes, with_adapters
 from reallm.checkpoint.adapter_save import AdapterExport, ModelExport, write_adapter
 from reallm.checkpoint.distributed_save import ShardedExport, write_distributed
@@ -141,7 +141,7 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
             ConfigError: the layout does not fit the model, or an argument is wrong; names it.
         """
         folder = resolve_path(check_path("path", path))
-        base = None if Path(path).expanduser().is_dir() else str(path)
+        base = None if as_path(path, CheckpointError).is_dir() else str(path)
         if is_adapter_folder(folder):
             if lora is not None and lora.is_on:
                 raise ConfigError(f"{folder} holds an adapter; give the folder of its base model together with lora")

@@ -17,6 +17,7 @@ from typing import Any
 from reallm.appended_files import write_all
 from reallm.atomic_files import atomic_write, discard, errors_name
 from reallm.errors import DataError
+from reallm.foreign_files import json_or_none, read_json_object
 from reallm.printable import json_line
 
 _ROWS, _SETTINGS = "rows.jsonl", "settings.json"
@@ -80,10 +81,7 @@ class CompletionFile:
         """
         with (partial_folder(self.path) / _ROWS).open("rb") as file:
             for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    row = None
+                row = json_or_none(line)
                 if not isinstance(row, dict):
                     place = f"{partial_folder(self.path) / _ROWS}:{number}"
                     raise DataError(f"{place}: the row is damaged; start afresh with --overwrite")
@@ -138,13 +136,7 @@ def _lock(rows: FileIO, rows_path: Path, path: Path) -> None:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise DataError(f"{folder / _SETTINGS} cannot be read; start afresh with --overwrite")
-    return found
+    return read_json_object(folder / _SETTINGS, "start afresh with --overwrite", error=DataError)
 
 
 def _check_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ torch's client waits forever for a server that exists but does not answer, such 
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from reallm.errors import PeerError
+from reallm.foreign_files import NOT_JSON, parse_json
 from reallm.printable import printable_line
 
 ANSWER_TIMEOUT = timedelta(seconds=30)
@@ -46,8 +46,8 @@ def read_json(store: Store, key: str) -> Any:
         PeerError: it is not JSON, so no process of this job has set it.
     """
     try:
-        return json.loads(store.get(key))
-    except (ValueError, RecursionError) as error:
+        return parse_json(store.get(key))
+    except NOT_JSON as error:
         raise PeerError(
             f"the value of '{key}' in the job's store is not from this job; only its machines must reach its port"
         ) from error

@@ -11,6 +11,7 @@ from typing import Any
 
 from reallm.appended_files import append
 from reallm.atomic_files import atomic_write, errors_name
+from reallm.foreign_files import json_or_none
 
 
 class JsonlLogger:
@@ -75,8 +76,5 @@ def lines_up_to(step: int, content: bytes) -> bytes:
 
 
 def _is_later(line: bytes, step: int) -> bool:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return False
+    record = json_or_none(line)
     return isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] > step

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from reallm.errors import ConfigError
+from reallm.foreign_files import parse_json, reading
 from reallm.planning.workload import N_QUANTILES, Lengths
 
 FORMS = "a number (512), lognormal:MEDIAN:SIGMA, uniform:SHORTEST:LONGEST, or a rollouts.jsonl of a run"
@@ -50,16 +50,15 @@ def measured_answers(key: str, file: Path) -> Lengths:
     Raises:
         ConfigError: the file cannot be read, or has no rollouts.
     """
-    try:
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            lengths = [answer["length"] for line in lines for answer in json.loads(line)["answers"]]
-    except OSError as error:
-        raise ConfigError(f"{key}={file}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{key}={file}: not the rollouts.jsonl of a run") from error
-    if not lengths:
-        raise ConfigError(f"{key}={file}: has no rollouts; the run must keep some (keep_rollouts)")
-    return Lengths.of(max(1, length) for length in lengths)
+    problem = "cannot be read as the rollouts.jsonl of a run"
+    with (
+        reading(f"{key}={file}", error=ConfigError, problem=problem),
+        file.open(encoding="utf-8", errors="replace") as lines,
+    ):
+        lengths = [max(1, int(answer["length"])) for line in lines for answer in parse_json(line)["answers"]]
+        if lengths:
+            return Lengths.of(lengths)
+    raise ConfigError(f"{key}={file}: has no rollouts; the run must keep some (keep_rollouts)")
 
 
 def _length(text: str) -> int:

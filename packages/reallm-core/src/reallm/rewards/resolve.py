@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from reallm.arguments import as_path
 from reallm.errors import PluginError, RewardError
 from reallm.plugins import registry
 from reallm.references import FUNCTION, location_of
@@ -54,5 +55,5 @@ def resolve(name: str) -> RewardFunction:
             f"reward function '{name}' is not package.module:function, file.py:function or verl:<one of these>"
         )
     if found["module"].endswith(".py"):
-        location = f"{prefix}{Path(found['module']).expanduser().absolute()}:{found['name']}"
+        location = f"{prefix}{as_path(found['module'], RewardError).absolute()}:{found['name']}"
     return RewardFunction(name, location, tuple(dict.fromkeys([*columns, *needed_columns(load(location))])))

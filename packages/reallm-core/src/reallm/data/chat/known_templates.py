@@ -60,10 +60,8 @@ def _find(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> str:
         return chat_template
     path = as_path(chat_template)
     try:
-        with reading(f"{_KEY}: {path}", error=ConfigError, passing=(OSError, UnicodeDecodeError)):
+        with reading(f"{_KEY}: {path}", error=ConfigError, passing=(OSError,)):
             return read_bytes(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{_KEY}: {path} is not UTF-8 text") from error
     except OSError as error:
         names = [*own, *NAMES]
         hint = did_you_mean(chat_template, names)
@@ -87,6 +85,7 @@ def _check(text: str, name: str) -> None:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     try:
-        ImmutableSandboxedEnvironment(extensions=[loopcontrols, Generation]).parse(text)
+        with reading(f"{_KEY}: {name}", error=ConfigError, passing=(TemplateSyntaxError,)):
+            ImmutableSandboxedEnvironment(extensions=[loopcontrols, Generation]).parse(text)
     except TemplateSyntaxError as error:
         raise ConfigError(f"{_KEY}: {name}, line {error.lineno}: {error.message}") from error

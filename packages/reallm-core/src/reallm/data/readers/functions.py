@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
+from reallm.arguments import as_path
 from reallm.data.readers.record import Origin, Record, Records
 from reallm.data.readers.tables import without_nulls
 from reallm.errors import DataError, did_you_mean, kind_of, one_line
@@ -59,7 +60,7 @@ def _load(module: str, name: str) -> Builder:
     """
     source = f"{module}:{name}"
     try:
-        loaded = _load_file(Path(module).expanduser()) if module.endswith(".py") else importlib.import_module(module)
+        loaded = _load_file(as_path(module, DataError)) if module.endswith(".py") else importlib.import_module(module)
     except Exception as error:  # this runs the user's code, which may raise anything
         hint = "; a file is given as path/to/file.py:function" if isinstance(error, ModuleNotFoundError) else ""
         raise DataError(

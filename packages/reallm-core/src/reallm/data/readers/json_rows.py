@@ -16,7 +16,8 @@ from typing import Any
 
 from reallm.data.readers.record import Origin, Records
 from reallm.data.readers.text_lines import MAX_UNPACKED, is_compressed, text_lines
-from reallm.errors import DataError, one_line, quoted
+from reallm.errors import DataError, quoted
+from reallm.foreign_files import NOT_JSON, check_depth, json_or_none, parse_json, reason_of
 
 _BETWEEN = re.compile(r"[\s,]*")
 _LISTS_OF_A_ROW = {"chosen", "completion", "conversation", "conversations", "functions", "messages", "prompt"}
@@ -77,19 +78,15 @@ def _bounded(lines: Iterable[_Line], path: Path, origin: Origin) -> Iterator[_Li
 def _is_cut(text: str) -> bool:
     """Whether the line ends within an object."""
     try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        return text.lstrip().startswith("{") and error.pos >= len(text.rstrip())
-    except (ValueError, RecursionError):
-        return False
+        parse_json(text)
+    except NOT_JSON as error:
+        is_at_end = isinstance(error, json.JSONDecodeError) and error.pos >= len(text.rstrip())
+        return is_at_end and text.lstrip().startswith("{")
     return False
 
 
 def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), Mapping)
-    except (ValueError, RecursionError):
-        return False
+    return isinstance(json_or_none(text), Mapping)
 
 
 def _lines(lines: Iterable[_Line], origin: Origin) -> Records:
@@ -99,8 +96,8 @@ def _lines(lines: Iterable[_Line], origin: Origin) -> Records:
         if not text:
             continue
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(text)
+        except NOT_JSON as error:
             yield origin.wrong_line(_not_json(f"{origin.place}:{number}", error, text, is_line=True))
         else:
             yield origin.at_line(number, value)
@@ -111,7 +108,7 @@ def _whole(lines: Iterable[_Line], origin: Origin) -> Records:
     text = "".join(text for _, text in lines)
     try:
         values = _values(text)
-    except (ValueError, RecursionError) as error:
+    except NOT_JSON as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         raise _not_json(f"{origin.place}:{line}", error, text) from error
     if len(values) == 1 and isinstance(values[0][1], list):
@@ -128,6 +125,7 @@ def _values(text: str) -> list[tuple[int, Any]]:
     values: list[tuple[int, Any]] = []
     while start < len(text):
         value, end = _DECODER.raw_decode(text, start)
+        check_depth(value)
         values.append((start, value))
         following = _BETWEEN.match(text, end)
         assert following is not None
@@ -199,9 +197,7 @@ def _not_json(place: str, error: Exception, text: str, *, is_line: bool = False)
     if isinstance(error, json.JSONDecodeError):
         problem = f"{error.msg.removesuffix(' at')} at column {error.colno}"
         return DataError(f"{place}: invalid JSON: {problem}{_hint(error, text, is_line=is_line)}")
-    if isinstance(error, RecursionError):
-        return DataError(f"{place}: invalid JSON: nested too deeply")
-    return DataError(f"{place}: invalid JSON: {one_line(error)}")
+    return DataError(f"{place}: invalid JSON: {reason_of(error)}")
 
 
 def _hint(error: json.JSONDecodeError, text: str, *, is_line: bool) -> str:

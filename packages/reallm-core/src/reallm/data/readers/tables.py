@@ -7,14 +7,14 @@ those of different rows are too unlike for one type, are parsed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from reallm.data.readers.record import Origin, Records
-from reallm.errors import DataError, one_line, quoted
+from reallm.errors import DataError, quoted
+from reallm.foreign_files import parse_json, read_json_object, reading
 
 _BATCH_SIZE = 1024
 _FILE_FORMAT = b"ARROW1"
@@ -31,11 +31,13 @@ def read_parquet(path: Path, origin: Origin) -> Records:
     """Rows of a parquet file."""
     import pyarrow.parquet
 
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            yield from table_records(file.iter_batches(_BATCH_SIZE), origin)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{origin.place}: not a whole parquet file: {one_line(error)}") from error
+    with path.open("rb"):  # an error of the system is raised here, where it is told apart
+        pass
+    with (
+        reading(origin.place, error=DataError, problem="cannot be read as a parquet file"),
+        pyarrow.parquet.ParquetFile(path) as file,
+    ):
+        yield from table_records(file.iter_batches(_BATCH_SIZE), origin)
 
 
 def read_arrow(path: Path, origin: Origin) -> Records:
@@ -44,11 +46,11 @@ def read_arrow(path: Path, origin: Origin) -> Records:
 
     with path.open("rb") as file:
         is_stream = file.read(len(_FILE_FORMAT)) != _FILE_FORMAT
-    try:
-        with pyarrow.memory_map(str(path)) as source:
-            yield from table_records(_batches(source, is_stream), origin)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{origin.place}: not a whole Arrow file: {one_line(error)}") from error
+    with (
+        reading(origin.place, error=DataError, problem="cannot be read as an Arrow file"),
+        pyarrow.memory_map(str(path)) as source,
+    ):
+        yield from table_records(_batches(source, is_stream), origin)
 
 
 def _batches(source: Any, is_stream: bool) -> Iterator[Any]:
@@ -83,7 +85,7 @@ def _restorer(kind: Any) -> Callable[[Any], Any] | None:
     import pyarrow.types as types
 
     if getattr(kind, "extension_name", "") == "arrow.json":
-        return json.loads
+        return parse_json
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         item = _restorer(kind.value_type)
         return item and (lambda values: [one if one is None else item(one) for one in values])
@@ -118,26 +120,18 @@ def saved_dataset(folder: Path) -> list[Path] | None:
     """
     splits = folder / "dataset_dict.json"
     if splits.is_file():
-        names = [str(name) for name in _json(splits).get("splits", [])]
+        with reading(splits, error=DataError):
+            names = [str(name) for name in read_json_object(splits, error=DataError).get("splits", [])]
         example = f": {folder / names[0]}" if names else ""
         raise DataError(f"{folder}: holds the splits {quoted(names, 8)} of a dataset; choose one{example}")
     state = folder / "state.json"
     if not state.is_file():
         return None
-    content = _json(state)
-    if content.get("_indices_data_files"):
-        raise DataError(f"{folder}: saved by an old version of datasets; load and save it with a current one")
-    names = [str(file["filename"]) for file in content.get("_data_files", [])]
+    with reading(state, error=DataError):
+        content = read_json_object(state, error=DataError)
+        if content.get("_indices_data_files"):
+            raise DataError(f"{folder}: saved by an old version of datasets; load and save it with a current one")
+        names = [str(file["filename"]) for file in content.get("_data_files", [])]
     if any(Path(name).name != name for name in names):
         raise DataError(f"{state}: names a file outside the folder")
     return [folder / name for name in names]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: wanted an object, as the datasets library writes it")
-    return content

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from reallm.data.readers.record import Origin
-from reallm.errors import DataError, one_line
+from reallm.errors import DataError
+from reallm.foreign_files import reading
 
 COMPRESSIONS = (".gz", ".zst")
 
@@ -48,21 +48,22 @@ def _open_lines(path: Path, origin: Origin) -> Iterator[_Lines]:
     """
     name = path.name.lower()
     if name.endswith(".gz"):
-        try:
-            with gzip.open(path, "rb") as file:
-                yield file
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(f"{origin.place}: not a whole gzip file: {one_line(error)}") from error
+        with (
+            reading(origin.place, error=DataError, problem="cannot be read as a gzip file"),
+            gzip.open(path, "rb") as file,
+        ):
+            yield file
     elif name.endswith(".zst"):
         import pyarrow
 
         with path.open("rb"):  # an error of the system is raised here, where it is told apart
             pass
-        try:
-            with pyarrow.input_stream(str(path), compression="zstd") as stream, io.BufferedReader(stream) as file:
-                yield file
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{origin.place}: not a whole zstd file: {one_line(error)}") from error
+        with (
+            reading(origin.place, error=DataError, problem="cannot be read as a zstd file"),
+            pyarrow.input_stream(str(path), compression="zstd") as stream,
+            io.BufferedReader(stream) as file,
+        ):
+            yield file
     else:
         with path.open("rb") as file:
             yield file

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reallm.data.row import Row, describe
+from reallm.foreign_files import json_or_none
 
 Message = dict[str, Any]
 
@@ -32,10 +32,7 @@ def message_list(row: Row, key: str) -> list[Any]:
     wanted = "a list of messages"
     value = row.get(key, (list, str), wanted)
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
+        value = json_or_none(value)
         if not isinstance(value, list):
             raise row.error(f"key '{row.name(key)}': found {describe(row.values[key])}, wanted {wanted}")
     if not value:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from reallm.data.row import Row, describe
 from reallm.data.row_formats.conversion import Message, converted, message_list
 from reallm.errors import quoted
+from reallm.foreign_files import json_or_none
 
 KEYS = ("conversations", "conversation")
 
@@ -68,10 +68,7 @@ def _text(row: Row, given: Mapping[str, Any], keys: tuple[str, str], name: str) 
 
 
 def _calls(row: Row, text: str, name: str) -> list[dict[str, Any]]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
+    found = json_or_none(text)
     calls = found if isinstance(found, list) else [found]
     if not calls or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
         wanted = 'JSON such as {"name": "...", "arguments": {...}}'

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from reallm.arguments import as_path
 from reallm.atomic_files import atomic_folder, remove_folder, sweep
 from reallm.data.cache_folder import cache_folder, can_write, is_unused
 from reallm.data.row_sources import RowSource, Source
@@ -78,7 +79,7 @@ def entry_for(
     files = source_files(source)
     if cache_dir is None or not files or sum(file.stat().st_size for file in files.values()) < min_bytes:
         return None
-    top = default_folder() if cache_dir == AUTO else Path(cache_dir).expanduser()
+    top = default_folder() if cache_dir == AUTO else as_path(cache_dir)
     if cache_dir == AUTO and not can_write(top):
         return None
     row_source = RowSource.of(source)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from reallm.atomic_files import atomic_write
 from reallm.data.row_sources import Source, parts_of
-from reallm.errors import DataError
+from reallm.errors import DataError, short_reason
+from reallm.foreign_files import read_json_object
 
 LINES = (".jsonl", ".csv", ".tsv")
 """Extensions of files with a row on each line."""
@@ -73,9 +74,9 @@ def _file_hash(path: Path, memo_folder: Path) -> str:
     memo = memo_folder / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
     try:
         identity = _identity(real)
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(memo.read_text(encoding="utf-8"))
-            if known["identity"] == identity:
+        with suppress(DataError):
+            known = read_json_object(memo, error=DataError)
+            if known.get("identity") == identity and isinstance(known.get("sha256"), str):
                 return str(known["sha256"])
         with real.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -83,7 +84,7 @@ def _file_hash(path: Path, memo_folder: Path) -> str:
             with suppress(DataError), atomic_write(memo) as temporary:
                 temporary.write_text(json.dumps({"identity": identity, "sha256": found}), encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {short_reason(error)}") from error
     return found
 
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from reallm.data.tokenization.encoder import EncodedBatch
 from reallm.data.tokenization.sequences import FlatSequences, SequenceBuilder
-from reallm.errors import DataError, one_line
+from reallm.errors import DataError
+from reallm.foreign_files import parse_json, read_bytes, reading
 
 IDS = "ids"
 """The column with the ids of the samples, as UTF-8 bytes."""
@@ -142,8 +143,8 @@ def open_store(folder: Path) -> TokenStore:
     Raises:
         DataError: a file is missing or damaged; names it.
     """
-    try:
-        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+    with reading(folder, error=DataError, problem="is damaged"):
+        header = parse_json(read_bytes(folder / HEADER))
         if header["version"] != VERSION:
             raise DataError(f"{folder}: written by another version of reallm")
         arrays = {name: _mapped(folder / name, about) for name, about in header["arrays"].items()}
@@ -152,8 +153,6 @@ def open_store(folder: Path) -> TokenStore:
         }
         remarks = tuple(map(tuple, header["remarks"]))
         return TokenStore(columns, arrays["row_of_sample"], arrays["remark_of_row"], remarks, folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder}: damaged: {one_line(error)}") from error
 
 
 def _mapped(path: Path, about: Mapping[str, Any]) -> np.ndarray:

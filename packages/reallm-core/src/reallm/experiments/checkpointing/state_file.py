@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from reallm.errors import one_line
+from reallm.foreign_files import shown
 from reallm.machine_errors import raise_shortage
 
 LARGEST_STEP = 10**12
@@ -70,7 +71,7 @@ class Generators:
                     torch.Generator().set_state(tensor)
                 elif not re.fullmatch(r"cuda:\d{1,4}", device):
                     raise ValueError(f"'{device}' is no device")
-        except (ValueError, TypeError, OverflowError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+        except Exception as error:  # each generator has its own ways to refuse what a file holds
             raise_shortage(error)
             raise ValueError(f"generators: {one_line(error)}") from error
 
@@ -159,25 +160,25 @@ def _read(fields: Mapping[str, Any], name: str, reader: Reader, **default: Any) 
 
 def _count(value: Any, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_STEP:
-        raise ValueError(f"'{name}' is {_shown(value)}, not a number from 0 to {LARGEST_STEP}")
+        raise ValueError(f"'{name}' is {shown(value)}, not a number from 0 to {LARGEST_STEP}")
     return value
 
 
 def _seconds(value: Any, name: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise ValueError(f"'{name}' is {_shown(value)}, not a number of seconds")
+        raise ValueError(f"'{name}' is {shown(value)}, not a number of seconds")
     return float(value)
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"'{name}' is {_shown(value)}, not text")
+        raise ValueError(f"'{name}' is {shown(value)}, not text")
     return value
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"'{name}' is {_shown(value)}, not an object")
+        raise ValueError(f"'{name}' is {shown(value)}, not an object")
     return value
 
 
@@ -189,7 +190,7 @@ def _engines(value: Any, name: str) -> dict[str, dict[str, int]]:
     found = {}
     for role, numbers in _mapping(value, name).items():
         if not role.isidentifier():  # it is the name of a folder
-            raise ValueError(f"'{name}' has {_shown(role)}, which is no role")
+            raise ValueError(f"'{name}' has {shown(role)}, which is no role")
         fields = _mapping(numbers, f"{name}.{role}")
         found[role] = {key: _count(fields.get(key), f"{name}.{role}.{key}") for key in ("step", "skipped_steps")}
     return found
@@ -199,7 +200,7 @@ def _metrics(value: Any, name: str) -> dict[str, float]:
     found = {}
     for metric, number in _mapping(value, name).items():
         if number is not None and (not isinstance(number, int | float) or isinstance(number, bool)):
-            raise ValueError(f"'{name}.{metric}' is {_shown(number)}, not a number")
+            raise ValueError(f"'{name}.{metric}' is {shown(number)}, not a number")
         found[metric] = math.nan if number is None else number
     return found
 
@@ -213,7 +214,7 @@ def _best(value: Any, name: str) -> Best:
         _read(fields, "checkpoint", _text),
     )
     if not re.fullmatch(r"checkpoints/step-\d+", best.checkpoint):
-        raise ValueError(f"'{name}.checkpoint' is {_shown(best.checkpoint)}, not a checkpoint of the run")
+        raise ValueError(f"'{name}.checkpoint' is {shown(best.checkpoint)}, not a checkpoint of the run")
     return best
 
 
@@ -226,8 +227,3 @@ def _generators(value: Any, name: str) -> Generators:
     found = Generators(fields.get("python"), fields.get("numpy"), _mapping(fields.get("torch"), f"{name}.torch"))
     found.check()
     return found
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -48,6 +48,9 @@ FORMAT = 1
 """Version of the file format; incremented when an older reader would misread the files."""
 
 
+_OTHER_RUN = "does the run belong to another model or algorithm?"
+
+
 @dataclass(frozen=True)
 class TrainState:
     """The state of a run after a step."""
@@ -211,20 +214,17 @@ def load_engine(role: str, engine: Any, state: TrainState, source: Path) -> None
     Raises:
         CheckpointError: the state does not belong to this model.
     """
-    try:
+    if role not in state.engines:
+        hint = did_you_mean(role, state.engines)
+        raise CheckpointError(f"{source / TRAINING_STATE}: no state of the role '{role}' was saved{hint}; {_OTHER_RUN}")
+    what = f"{source / TRAINING_STATE}: the saved state"
+    with reading(what, _OTHER_RUN, problem=f"does not fit the role '{role}'"):
         saved = state.engines[role]
         shapes = parameter_shapes(engine.model.config)
         _check_shapes(saved, shapes, engine.state_shapes())
         if engine.model.mesh is not None:
             saved = _shard(saved, shapes, engine.model.boxes)
         engine.load_state(saved)
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise_shortage(error)
-        hint = did_you_mean(role, state.engines) if role not in state.engines else ""
-        raise CheckpointError(
-            f"{source / TRAINING_STATE}: the saved state does not fit the role '{role}' ({error}){hint}; "
-            "does the run belong to another model or algorithm?"
-        ) from error
 
 
 def _check_shapes(saved: EngineState, parameters: Mapping[str, Shape], moments: Mapping[str, Shape]) -> None:

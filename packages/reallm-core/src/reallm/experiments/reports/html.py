@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from reallm.atomic_files import atomic_write
-from reallm.errors import counted
+from reallm.errors import DataError, counted
 from reallm.experiments.reports.charts import BarChart, LineChart, bar_chart, line_chart
 from reallm.experiments.reports.loading_code import is_reward_model, loading_code, models_of
 from reallm.experiments.reports.metric_guide import GUIDES, guide_of
@@ -34,6 +35,7 @@ from reallm.experiments.runs.metrics import (
     tokens_trained,
 )
 from reallm.experiments.runs.reward_failures import reward_failures
+from reallm.foreign_files import read_bytes, reading
 
 TITLES = {
     "rewards": "Rewards of chosen and rejected answers, and the margins between them",
@@ -290,7 +292,6 @@ def _is_histogram(edges: Any, counts: Any) -> bool:
 
 def _text(path: Path) -> str:
     """The content of a file; empty if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    with suppress(DataError), reading(path, error=DataError):
+        return read_bytes(path).decode("utf-8", errors="replace")
+    return ""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reallm.errors import counted
+from reallm.errors import DataError, counted
 from reallm.experiments.reports.number_format import number
 from reallm.experiments.reports.preview_text import visible
 from reallm.experiments.reports.sample_table import Passage, passage
 from reallm.experiments.runs.metrics import is_number
 from reallm.experiments.runs.rollouts import read_rollouts
+from reallm.foreign_files import reading
 
 STEPS = 6
 """Most steps on the page, from the first to the last; it stays below about a megabyte."""
@@ -73,13 +75,20 @@ class ShownStep:
 
 def shown_steps(file: Path) -> list[ShownStep]:
     """Some steps of a run's rollouts, the first and the last among them; none without the file."""
-    return [_step(step, records) for step, records in read_rollouts(file, STEPS, PROMPTS).items()]
+    steps = [_step(step, records) for step, records in read_rollouts(file, STEPS, PROMPTS).items()]
+    return [step for step in steps if step.groups]
 
 
 def _step(step: int, records: Sequence[Mapping[str, Any]]) -> ShownStep:
-    rewards = [answer["reward"] for record in records for answer in record["answers"] if is_number(answer["reward"])]
+    groups: list[ShownGroup] = []
+    rewards: list[float] = []
+    for record in records:
+        with suppress(DataError), reading("a record", error=DataError):  # one that is not a run's is left out
+            group = _group(record)
+            rewards += [answer["reward"] for answer in record["answers"] if is_number(answer["reward"])]
+            groups.append(group)
     about = f"mean reward {number(sum(rewards) / len(rewards))}" if rewards else ""
-    return ShownStep(step, about, tuple(map(_group, records)))
+    return ShownStep(step, about, tuple(groups))
 
 
 def _group(record: Mapping[str, Any]) -> ShownGroup:

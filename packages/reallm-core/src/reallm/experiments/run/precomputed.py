@@ -33,6 +33,7 @@ from reallm.algorithms.context import CallContext
 from reallm.algorithms.executor import GraphExecutor
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.precompute import input_hash, precompute
+from reallm.arguments import as_path
 from reallm.atomic_files import atomic_write
 from reallm.config.training import max_tokens_per_microbatch, model_args
 from reallm.data.cache_folder import cache_folder, can_write, is_unused
@@ -306,7 +307,7 @@ class Precomputation:
         cache_dir = getattr(self.plan.config.dataset, "cache_dir", AUTO)
         if cache_dir is None or not about[CODE]:
             return None
-        top = cache_folder(FOLDER) if cache_dir == AUTO else Path(cache_dir).expanduser() / FOLDER
+        top = cache_folder(FOLDER) if cache_dir == AUTO else as_path(cache_dir) / FOLDER
         if not can_write(top):
             self._say(f"{call.name}: outputs are not cached, {top} cannot be written to")
             return None

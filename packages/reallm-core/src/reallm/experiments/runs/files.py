@@ -11,7 +11,7 @@ from typing import Any
 
 from reallm.errors import DataError
 from reallm.experiments.runs.folder import RunFolder
-from reallm.foreign_files import check_own, parse_json, read_json_object, reading
+from reallm.foreign_files import check_own, json_or_none, read_json_object, reading
 
 
 def is_run(folder: Path) -> bool:
@@ -60,9 +60,7 @@ def _own(path: Path) -> Path:
 
 def _objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
-        value = None
-        with suppress(DataError), reading("the line", error=DataError):
-            value = parse_json(line)
+        value = json_or_none(line)
         if isinstance(value, dict):
             yield value
 

@@ -14,10 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from reallm.errors import ReallmError, nearest
+from reallm.errors import DataError, ReallmError, nearest
 from reallm.experiments.runs.files import is_locked, is_run, json_object, last_json_lines
 from reallm.experiments.runs.folder import RunFolder, has_state
 from reallm.experiments.runs.metrics import is_evaluation, is_loss, is_number, is_reward
+from reallm.foreign_files import reading
 
 Status = Literal["running", "done", "stopped", "failed", "killed"]
 
@@ -248,10 +249,8 @@ def _words(text: Any) -> str | None:
 
 
 def _started(path: Path, written: Any) -> datetime | None:
-    try:
+    with suppress(DataError), reading("the time", error=DataError):
         return datetime.fromisoformat(written).astimezone().replace(tzinfo=None)
-    except (TypeError, ValueError):
-        pass
     first = _modified_at(RunFolder(path).config) or _modified_at(
         RunFolder(path).metrics
     )  # the former is written once, as a run starts

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from reallm.foreign_files import json_or_none
 
 from reallm.appended_files import append
 from reallm.atomic_files import errors_name
@@ -42,6 +44,8 @@ def drop_rollouts_after(file: Path, step: int) -> None:
 def read_rollouts(file: Path, n_steps: int, n_prompts: int) -> dict[int, list[dict[str, Any]]]:
     """The records of some steps, evenly spaced from the first to the last, by step; empty without a file.
 
+    Lines that are damaged are left out.
+
     Args:
         file: the JSONL file.
         n_steps: most steps.
@@ -60,11 +64,12 @@ def read_rollouts(file: Path, n_steps: int, n_prompts: int) -> dict[int, list[di
         steps = sorted(places)
         last = len(steps) - 1
         chosen = sorted({steps[round(last * i / max(1, n_steps - 1))] for i in range(n_steps)}) if steps else []
-        return {step: [_record(lines, *place) for place in places[step][:n_prompts]] for step in chosen}
+        return {step: list(_records(lines, places[step][:n_prompts])) for step in chosen}
 
 
-def _record(file: Any, start: int, size: int) -> dict[str, Any]:
-    file.seek(start)
-    record = json.loads(file.read(size))
-    assert isinstance(record, dict)
-    return record
+def _records(file: BinaryIO, places: Iterable[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    for start, size in places:
+        file.seek(start)
+        record = json_or_none(file.read(size))
+        if isinstance(record, dict):
+            yield record

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from reallm.errors import CheckpointError, ConfigError, quoted
-from reallm.foreign_files import read_json_object
+from reallm.errors import CheckpointError, ConfigError, cut, quoted
+from reallm.foreign_files import read_json_object, shown
 from reallm.hf.conversion.adapter_modules import (
     AdaptableModule,
     adaptable_modules,
@@ -119,20 +119,21 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     raw = read_json_object(file)
     if raw.get("peft_type") != "LORA":
         raise CheckpointError(
-            f"{file}: peft_type={raw.get('peft_type')!r}; only LORA, with or without DoRA, can be read"
+            f"{file}: peft_type={shown(raw.get('peft_type'))}; only LORA, with or without DoRA, can be read"
         )
     init = str(raw.get("init_lora_weights")).lower()
     if init.startswith(_CHANGES_BASE):
         raise CheckpointError(
-            f"{file}: init_lora_weights={raw['init_lora_weights']!r} has changed the base model as well; convert it "
-            "with peft (path_initial_model_for_weight_conversion of save_pretrained)"
+            f"{file}: init_lora_weights={shown(raw['init_lora_weights'])} has changed the base model as well; convert "
+            "it with peft (path_initial_model_for_weight_conversion of save_pretrained)"
         )
     if raw.get("bias", "none") != "none":
-        raise CheckpointError(f"{file}: bias={raw['bias']!r}; only adapters that leave biases alone can be read")
+        raise CheckpointError(f"{file}: bias={shown(raw['bias'])}; only adapters that leave biases alone can be read")
     unsupported = {key: value for key, value in raw.items() if key not in _SUPPORTED_KEYS and value}
     if unsupported:
         key, value = next(iter(unsupported.items()))
-        raise CheckpointError(f"{file}: {key}={value!r} is not supported; merge the adapter with peft first")
+        what = f"{cut(key, 60)}={shown(value)}"
+        raise CheckpointError(f"{file}: {what} is not supported; merge the adapter with peft first")
     return raw
 
 
@@ -178,7 +179,7 @@ def lora_from_peft(
             rslora=bool(raw.get("use_rslora")),
             dora=bool(raw.get("use_dora")),
         )
-    except (ConfigError, TypeError, ValueError) as error:
+    except ConfigError as error:
         raise CheckpointError(f"{source / ADAPTER_CONFIG_NAME}: {error}") from error
     for key in raw.get("alpha_pattern") or {}:
         if not any(ends_with(module.name, key) for module in modules):

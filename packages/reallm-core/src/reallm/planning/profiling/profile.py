@@ -12,7 +12,7 @@ from typing import Any
 
 from reallm.atomic_files import atomic_write
 from reallm.errors import DataError
-from reallm.foreign_files import parse_json, read_bytes
+from reallm.foreign_files import parse_json, read_bytes, reading, shown
 from reallm.model.config import ReaLModelConfig
 from reallm.planning.rates import Division
 
@@ -126,17 +126,14 @@ def read_profiles(file: Path) -> dict[str, Profile]:
     Raises:
         DataError: it is not such a file.
     """
-    try:
-        content = parse_json(read_bytes(file).decode("utf-8"))
-        if content["format"] != FORMAT:
-            raise DataError(f"{file}: has format {content['format']}, not {FORMAT}; measure again into a new file")
-        return {setting: _profile(setting, values) for setting, values in content["profiles"].items()}
-    except FileNotFoundError:
+    if not file.exists():
         return {}
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{file}: not a file of measurements; measure again into a new file") from error
+    remedy = "measure again into a new file"
+    with reading(file, remedy, error=DataError, problem="is not a file of measurements"):
+        content = parse_json(read_bytes(file))
+        if content["format"] != FORMAT:
+            raise DataError(f"{file}: has format {shown(content['format'])}, not {FORMAT}; {remedy}")
+        return {setting: _profile(setting, values) for setting, values in content["profiles"].items()}
 
 
 def write_profile(file: Path, profile: Profile) -> Profile:
