@@ -214,11 +214,10 @@ def load_engine(role: str, engine: Any, state: TrainState, source: Path) -> None
     Raises:
         CheckpointError: the state does not belong to this model.
     """
-    if role not in state.engines:
-        hint = did_you_mean(role, state.engines)
-        raise CheckpointError(f"{source / TRAINING_STATE}: no state of the role '{role}' was saved{hint}; {_OTHER_RUN}")
     what = f"{source / TRAINING_STATE}: the saved state"
     with reading(what, _OTHER_RUN, problem=f"does not fit the role '{role}'"):
+        if role not in state.engines:
+            raise ValueError(f"it has none of it{did_you_mean(role, state.engines)}")
         saved = state.engines[role]
         shapes = parameter_shapes(engine.model.config)
         _check_shapes(saved, shapes, engine.state_shapes())
