@@ -10,10 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from reallm.foreign_files import json_or_none
-
 from reallm.appended_files import append
 from reallm.atomic_files import errors_name
+from reallm.foreign_files import json_or_none
 
 _STEP = re.compile(rb'\{"step": (\d+)')  # the whole line, which may be long, need not be parsed
 
