@@ -23,6 +23,7 @@ from reallm.data.array import Array, describe
 from reallm.data.namedarray import NamedArray, Value, flatten, from_flattened
 from reallm.errors import DataError
 from reallm.foreign_files import parse_json, reading
+from reallm.machine_errors import raise_shortage
 from reallm.tensor_files import save_tensors
 
 HEADER = "reallm.namedarray"

@@ -36,7 +36,6 @@ from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, rank_file,
 from reallm.experiments.runs.settings import path_key
 from reallm.foreign_files import parse_json, read_bytes, reading
 from reallm.loggers.jsonl import finite
-from reallm.machine_errors import raise_shortage
 from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box, Shape
 from reallm.parallel.mesh import Mesh
