@@ -5,15 +5,19 @@ After the error the same command goes on to the same bits. See `tests/helpers/io
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from reallm.engine.real_model import ReaLModel
 from tests.helpers.io_faults import FaultServer, has_compiler
 from tests.helpers.io_faults.more_scenarios import SCENARIOS, make_more_inputs, rewarding
 from tests.helpers.io_faults.scenarios import generating, make_small_inputs, resuming, training
 from tests.helpers.io_faults.sweep import problems, sweep_and_report
+from tests.helpers.tokenizers import tiny_tokenizer
 
 pytestmark = pytest.mark.skipif(
     not has_compiler(), reason="needs Linux and cc, which makes the library with the faults"
@@ -33,6 +37,19 @@ def test_a_training_that_lacks_memory(servers, inputs: Path, tmp_path: Path, asy
     outcomes = sweep_and_report(servers, lambda folder: scenario, tmp_path)
     assert len(outcomes) > 500
     assert not problems(outcomes)
+
+
+def test_a_save_that_lacks_memory(servers, inputs: Path, tmp_path: Path) -> None:
+    half = inputs.parent / "half"  # to save float32 weights as they were loaded takes memory
+    shutil.copytree(inputs, half)
+    shutil.rmtree(half / "model")
+    model = ReaLModel.from_pretrained(inputs / "model")
+    model.save_pretrained(half / "model", dtype=torch.bfloat16, tokenizer=tiny_tokenizer())
+    scenario = replace(training(half, "model.dtype=float32"), of_memory=True)
+    outcomes = sweep_and_report(servers, lambda folder: scenario, tmp_path)
+    assert not problems(outcomes)
+    saving = [outcome for outcome in outcomes if outcome.call is not None and "checkpoint/save.py" in outcome.call.path]
+    assert saving
 
 
 def test_a_resumed_run_that_lacks_memory(servers, inputs: Path, tmp_path: Path) -> None:

@@ -133,6 +133,28 @@ def test_other_content_settings_names_columns_or_tokenizers_are_tokenized_again(
     assert len({each.folder for each in [known, *others]}) == 1 + len(others)
 
 
+class Shortening:
+    """A function with a state, as an encoder may have."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text)[:1]
+        return ids
+
+
+def test_where_a_tokenizer_comes_from_does_not_matter(rows: Path, tmp_path: Path) -> None:
+    entries = []
+    for name in ("model", "checkpoint of a run"):
+        encoder = LetterEncoder()
+        tokenizer = tiny_tokenizer()
+        tokenizer.name_or_path = name
+        encoder.tokenizer, encoder.shorten = tokenizer, Shortening(tokenizer)  # type: ignore[attr-defined]
+        entries.append(entry(rows, tmp_path / "cache", encoder))
+    assert entries[0] == entries[1]
+
+
 def test_a_template_that_prints_the_date_is_rendered_again_each_day(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

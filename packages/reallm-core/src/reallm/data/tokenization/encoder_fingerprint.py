@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from reallm.data.tokenization.encoder import RowEncoder
@@ -55,10 +56,16 @@ def _described(value: Any, seen: set[int]) -> Iterator[str]:
         yield from sorted(" ".join(_described(item, seen)) for item in value)
     elif hasattr(value, "backend_tokenizer"):
         yield from _described_tokenizer(value, seen)
-    elif hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):
+    elif _is_object(value):
         yield from _described(vars(value), seen)
     else:
         yield pickle.dumps(value).hex()
+
+
+def _is_object(value: Any) -> bool:
+    """Whether a value is all in its attributes, as is not that of a class, a function or a `partial`."""
+    is_callable = callable(value) and not isinstance(type(value).__call__, FunctionType)
+    return hasattr(value, "__dict__") and not isinstance(value, type) and not is_callable
 
 
 def _described_tokenizer(tokenizer: Any, seen: set[int]) -> Iterator[str]:
