@@ -76,6 +76,14 @@ def test_an_error_of_an_open_file_that_nobody_has_named_is_one_line_too() -> Non
     assert str(found).startswith("a file cannot be read or written: Input/output error; ")
 
 
+@pytest.mark.parametrize("arguments", [["runs"], ["verify"]])
+def test_a_path_that_is_too_long_is_one_short_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run([*arguments, "x" * 5000]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("; give another path")
+    assert len(line) < 300
+
+
 @pytest.mark.parametrize(
     "error",
     [

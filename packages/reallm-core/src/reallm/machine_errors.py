@@ -41,6 +41,7 @@ _BY_WORDS = {
 }
 """Words of messages -> what is lacking. Only those of classes that have no number for it are looked at."""
 _ON_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 _LONGEST_DETAIL = 200
 
 
@@ -88,6 +89,8 @@ def as_machine_error(error: Exception) -> Exception:
         # a call about an open file does not know its name
         which = "a file cannot be read or written" if error.filename is None else error.filename
         return MachineError(f"{which}: {error.strerror}; free the disk, change the permissions, or give another folder")
+    if isinstance(error, OSError) and error.errno in _NO_PATH:
+        return MachineError(f"{cut(str(error.filename), _LONGEST_DETAIL)}: {error.strerror}; give another path")
     if isinstance(error, FileNotFoundError) and not _has_folder():
         return MachineError("the folder that this command was started in no longer exists; change to another one (cd)")
     return error
