@@ -153,6 +153,11 @@ class Sweep:
 
 def faults_of(calls: Sequence[Call]) -> list[Fault]:
     """All faults that the calls may have, those of calls that are unlike all before first."""
+    return [fault for _, fault in ranked_faults_of(calls)]
+
+
+def ranked_faults_of(calls: Sequence[Call]) -> list[tuple[int, Fault]]:
+    """The same, each with how many calls of its kind there are up to its own."""
     if calls and calls[0].name.startswith("tensor "):
         return _faults_of_memory(calls)
     seen: Counter[tuple[str, str]] = Counter()
@@ -161,7 +166,7 @@ def faults_of(calls: Sequence[Call]) -> list[Fault]:
         kind = (call.name, _kind_of_path(call.path))
         seen[kind] += 1
         found += [(seen[kind], fault) for fault in _faults_of(number, call)]
-    return [fault for _, fault in sorted(found, key=lambda one: (one[0], one[1].number))]
+    return sorted(found, key=lambda one: (one[0], one[1].number))
 
 
 def _faults_of(number: int, call: Call) -> Iterable[Fault]:
@@ -177,12 +182,14 @@ def _faults_of(number: int, call: Call) -> Iterable[Fault]:
         yield Fault(number, errno.EINTR, name=call.name)
 
 
-def _faults_of_memory(calls: Sequence[Call]) -> list[Fault]:
+def _faults_of_memory(calls: Sequence[Call]) -> list[tuple[int, Fault]]:
     """Each place of the code when it is reached first, and then when it is reached last."""
     first = {call.name: number for number, call in reversed(list(enumerate(calls, 1)))}
     last = {call.name: number for number, call in enumerate(calls, 1)}
-    again = [number for name, number in last.items() if number != first[name]]
-    return [Fault(number, errno.ENOMEM, name=calls[number - 1].name) for number in (*first.values(), *again)]
+    counts = Counter(call.name for call in calls)
+    found = [(1, number) for number in first.values()]
+    found += [(counts[name], number) for name, number in last.items() if number != first[name]]
+    return [(rank, Fault(number, errno.ENOMEM, name=calls[number - 1].name)) for rank, number in found]
 
 
 def _kind_of_path(path: str) -> str:
