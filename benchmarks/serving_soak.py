@@ -73,6 +73,7 @@ def main() -> None:
     arguments_of.add_argument("--minutes", type=float, help="how long; by default 10, with --quick 2")
     arguments_of.add_argument("--seed", type=int, default=0, help="seed of the traffic")
     arguments = arguments_of.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server ends as well
     seconds = 60 * (arguments.minutes or (2 if arguments.quick else 10))
     print(f"{machine()}; torch {torch.__version__}; seed {arguments.seed}; {seconds / 60:g} minutes", flush=True)
     with tempfile.TemporaryDirectory() as folder:
