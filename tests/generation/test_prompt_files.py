@@ -219,7 +219,7 @@ def test_what_is_damaged_is_told(prompts: Path, tmp_path: Path) -> None:
         complete(prompts, output)
     partial.write_bytes(content)
     (partial_folder(output) / "settings.json").write_text("{")
-    with pytest.raises(DataError, match=r"settings\.json cannot be read; start afresh with --overwrite"):
+    with pytest.raises(DataError, match=r"settings\.json cannot be read as JSON .*; start afresh with --overwrite"):
         complete(prompts, output)
 
 

@@ -5,7 +5,6 @@ Until then the rows are in a folder beside it, `completions.jsonl.partial/`, wit
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 from reallm.appended_files import write_all
 from reallm.atomic_files import atomic_write, discard, errors_name
 from reallm.errors import DataError
+from reallm.file_locks import try_lock
 from reallm.foreign_files import json_or_none, read_json_object
 from reallm.printable import json_line
 
@@ -124,13 +124,8 @@ def _end_after_last_line(rows: FileIO) -> int:
 
 def _lock(rows: FileIO, rows_path: Path, path: Path) -> None:
     """Lock the opened file of rows, which must still be the one at `rows_path`; raise DataError if it is taken."""
-    is_locked = True
-    try:
-        fcntl.flock(rows, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        is_locked = False
-    except OSError:
-        pass  # this file system has no locks
+    with errors_name(path):
+        is_locked = try_lock(rows.fileno())
     if not is_locked or not rows_path.exists() or not os.path.samestat(os.fstat(rows.fileno()), rows_path.stat()):
         raise DataError(f"another process is writing {path}")
 
