@@ -1,20 +1,22 @@
 """Checksums of the files in a checkpoint's folder: whatever has changed since it was written is named.
 
-A folder with `checksums.json` has the size and CRC-32 of each of its files, and of its own list of them. A folder
-within it that has such a file itself, as the training state has, counts as a folder of its own. They find damage, not
-forgery: who can change a file can change its checksum too.
+A folder with `checksums.json` has the size of each of its files and XXH3, with 64 bits, of each 32 MiB of it, and that
+of its own list. A folder within it that has such a file itself, as the training state has, counts as a folder of its
+own. They find damage, not forgery: who can change a file can change its checksum too.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from xxhash import xxh3_64, xxh3_64_hexdigest
 
 from reallm.atomic_files import flush, raised
 from reallm.errors import CheckpointError, quoted
@@ -24,8 +26,10 @@ from reallm.parallel.mesh import Mesh
 from reallm.parallel.object_collectives import all_gather_json, fail_together, is_leader
 
 CHECKSUMS = "checksums.json"
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK = 1 << 20
+_PART = 32 * _BLOCK
+"""Bytes of a file that are read by one thread."""
 _ALL_LISTED = (".safetensors", ".json", ".jinja")
 """Suffixes of files that could change what is read of a folder: one that is not in its list is an error."""
 
@@ -34,7 +38,8 @@ class Checksum(NamedTuple):
     """The checksum of a file."""
 
     size: int
-    crc32: int
+    parts: tuple[str, ...]
+    """XXH3 of each part of the file, in hexadecimal."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +64,15 @@ def write_checksums(folder: Path, inner: Sequence[str] = (), mesh: Mesh | None =
     files = [path for top in tops for path in _files(top, tops)]
     mine = files if mesh is None else files[mesh.layout.ranks.index(mesh.rank) :: mesh.layout.size]
     with fail_together(mesh):
-        found = {path.relative_to(folder).as_posix(): list(one) for path, one in _checksums(mine, durably=True)}
+        found = {path.relative_to(folder).as_posix(): one for path, one in _checksums(mine, durably=True)}
     if mesh is not None and mesh.layout.size > 1:
-        found = {name: one for of_rank in all_gather_json(found, mesh.all).values() for name, one in of_rank.items()}
+        by_rank = all_gather_json(found, mesh.all).values()
+        found = {name: Checksum(size, tuple(parts)) for one in by_rank for name, (size, parts) in one.items()}
     with fail_together(mesh):
         if is_leader(mesh):
             for top in tops:
                 names = {path: path.relative_to(folder).as_posix() for path in _files(top, tops)}
-                _write(top, {path.relative_to(top).as_posix(): Checksum(*found[name]) for path, name in names.items()})
+                _write(top, {path.relative_to(top).as_posix(): found[name] for path, name in names.items()})
 
 
 def verify_checksums(folder: Path, inner: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> Compared:
@@ -118,23 +124,27 @@ def _files(top: Path, tops: Sequence[Path]) -> list[Path]:
 def _checksums(paths: Sequence[Path], *, durably: bool = False) -> Iterator[tuple[Path, Checksum]]:
     """The checksums of files, computed in other threads; `durably` flushes them to disk meanwhile."""
     with ThreadPoolExecutor(min(4, n_cores())) as pool:
-        results = pool.map(_checksum, paths)
+        sizes = [path.stat().st_size for path in paths]
+        parts = [pool.map(partial(_part, path), range(0, size, _PART)) for path, size in zip(paths, sizes, strict=True)]
         if durably:
             for path in paths:
                 flush(path)
-        yield from zip(paths, results, strict=True)
+        for path, size, found in zip(paths, sizes, parts, strict=True):
+            yield path, Checksum(size, tuple(found))
 
 
-def _checksum(path: Path) -> Checksum:
-    size = crc = 0
+def _part(path: Path, start: int) -> str:
+    part, block, rest = xxh3_64(), memoryview(bytearray(_BLOCK)), _PART
     with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            size, crc = size + len(block), zlib.crc32(block, crc)
-    return Checksum(size, crc)
+        file.seek(start)
+        while rest and (n := file.readinto(block[: min(rest, _BLOCK)])):
+            part.update(block[:n])
+            rest -= n
+    return part.hexdigest()
 
 
 def _write(top: Path, checksums: Mapping[str, Checksum]) -> None:
-    files = {name: {"size": one.size, "crc32": f"{one.crc32:08x}"} for name, one in checksums.items()}
+    files = {name: {"size": one.size, "xxh3": [*one.parts]} for name, one in checksums.items()}
     (top / CHECKSUMS).write_bytes(_text(files))
 
 
@@ -142,10 +152,13 @@ def _read(top: Path) -> dict[str, Checksum]:
     path, remedy = top / CHECKSUMS, "copy it again, or remove it to go on without"
     with reading(path, remedy, problem="is damaged"):
         text = read_bytes(path)
-        files = parse_json(text)["files"]
+        content = parse_json(text)
+        files = content["files"]
+        if content["format"] == 1:
+            raise ValueError("it was written by an earlier version")
         if text != _text(files):
             raise ValueError("it does not fit its own checksum")
-        return {name: Checksum(one["size"], int(one["crc32"], 16)) for name, one in _plain(files.items())}
+        return {name: Checksum(one["size"], tuple(one["xxh3"])) for name, one in _plain(files.items())}
 
 
 def _plain(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -158,5 +171,5 @@ def _plain(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 def _text(files: Mapping[str, Any]) -> bytes:
     """The whole file with a list; what was read is compared with it, byte by byte."""
-    crc32 = f"{zlib.crc32(json.dumps(files, sort_keys=True).encode()):08x}"
-    return (json.dumps({"format": _FORMAT, "files": files, "crc32": crc32}, indent=1) + "\n").encode()
+    xxh3 = xxh3_64_hexdigest(json.dumps(files, sort_keys=True).encode())
+    return (json.dumps({"format": _FORMAT, "files": files, "xxh3": xxh3}, indent=1) + "\n").encode()
