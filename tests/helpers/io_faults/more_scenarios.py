@@ -27,7 +27,7 @@ OF_THE_TIME = ("summary.html", "summary.json", "loss.png", "state.json", "checks
 
 
 def make_more_inputs(server: FaultServer, inputs: Path) -> None:
-    """Add compressed rows, pairs, prompts, a reward function, and a run with an adapter to the inputs of a run."""
+    """Add compressed rows, pairs, prompts, a reward function, and two runs with adapters to the inputs of a run."""
     (inputs / "train.jsonl.gz").write_bytes(gzip.compress((inputs / "train.jsonl").read_bytes(), mtime=0))
     rows = [json.loads(line) for line in (inputs / "train.jsonl").read_text().splitlines()]
     pairs = [{"prompt": row["prompt"], "chosen": row["answer"], "rejected": " blue"} for row in rows[:4]]
@@ -39,6 +39,7 @@ def make_more_inputs(server: FaultServer, inputs: Path) -> None:
         sft(inputs, inputs, "name=adapted", "max_steps=1", "model.lora.rank=2"), [inputs], target=WITH_CACHE
     )
     assert ended.code == 0, ended
+    shutil.copytree(inputs / "adapted", inputs / "adapted again", symlinks=True)
 
 
 def rewarding(inputs: Path, *more: str) -> Scenario:
@@ -122,8 +123,9 @@ def answering(inputs: Path) -> Scenario:
 
 
 def comparing(inputs: Path) -> Scenario:
-    """A picture of a finished run."""
-    return _scenario(inputs, lambda folder: ["compare", str(inputs / "adapted"), "--output", str(folder / "a.png")])
+    """A picture of two finished runs."""
+    runs = [str(inputs / name) for name in ("adapted", "adapted again")]
+    return _scenario(inputs, lambda folder: ["compare", *runs, "--output", str(folder / "a.png")])
 
 
 def previewing(inputs: Path) -> Scenario:
