@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from reallm.data.sample_fields import load_fields
 from tests.helpers.io_faults import FaultServer
 from tests.helpers.io_faults.scenarios import LOST_WHEN_TOLD, STOPPED, numbers_of
 from tests.helpers.io_faults.sweep import Scenario
@@ -160,6 +161,11 @@ def files_of(folder: Path) -> Mapping[str, Any]:
             found[key] = str(path.readlink())
         elif path.name == "metrics.jsonl":
             found[key] = numbers_of(path)
+        elif path.name == "result.json":
+            found[key] = {name: value for name, value in json.loads(path.read_text()).items() if name != "seconds"}
+        elif path.parent.parent.name == "precomputed":  # the file also has a name drawn for the computation
+            fields, _ = load_fields(path)
+            found[key] = {name: field.values.tolist() for name, field in fields.items()}
         elif path.is_file():
             is_same = path.name not in OF_THE_TIME and not name.startswith(("cache/", "run/config"))
             found[key] = hashlib.sha256(path.read_bytes()).hexdigest() if is_same else "is there"

@@ -124,7 +124,7 @@ class Sweep:
         (line,) = ended.errors
         if self._scenario.of_memory:
             return None if LACKS_MEMORY.match(line) else "the line does not say that there is no more memory"
-        if call is not None and call.name in ASKING and "not writable" in line:
+        if call is not None and call.name in ASKING and re.search("not (read|writ)able", line):
             return None
         if (
             call is not None
