@@ -25,21 +25,8 @@ class JsonlLogger:
         self._unwritten = b""
 
     def resume(self, step: int) -> None:
-        """Drop the lines of steps after `step`, and an incomplete last line.
-
-        All other lines stay unchanged, byte for byte. The file is replaced atomically.
-
-        Raises:
-            DataError: it cannot be read or written.
-        """
-        if not self._path.exists():
-            return
-        with errors_name(self._path):
-            old = self._path.read_bytes()
-        new = lines_up_to(step, old)
-        if new != old:
-            with atomic_write(self._path) as temporary:
-                temporary.write_bytes(new)
+        """Drop the lines of steps after `step`; see `drop_after`."""
+        drop_after(self._path, step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one line."""
@@ -64,6 +51,24 @@ class JsonlLogger:
 def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """Metrics with None for NaN and infinity, which JSON lacks."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def drop_after(file: Path, step: int) -> None:
+    """Drop the lines of steps after `step`, and an incomplete last line, which a killed process has left.
+
+    All other lines stay unchanged, byte for byte. The file, which need not exist, is replaced atomically.
+
+    Raises:
+        DataError: it cannot be read or written.
+    """
+    if not file.exists():
+        return
+    with errors_name(file):
+        old = file.read_bytes()
+    new = lines_up_to(step, old)
+    if new != old:
+        with atomic_write(file) as temporary:
+            temporary.write_bytes(new)
 
 
 def lines_up_to(step: int, content: bytes) -> bytes:

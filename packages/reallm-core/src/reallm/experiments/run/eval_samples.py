@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 from reallm.algorithms.interface import Example
 from reallm.algorithms.role import Role
 from reallm.appended_files import append
-from reallm.atomic_files import atomic_write, errors_name
 from reallm.config.training import TrainingConfig
 from reallm.data.chat.transcript import read_transcript
 from reallm.data.datasets import Samples
 from reallm.engine.real_model import ReaLModel
 from reallm.experiments.run.setup import Data
-from reallm.loggers.jsonl import lines_up_to
 from reallm.parallel.object_collectives import is_leader
 
 if TYPE_CHECKING:
@@ -122,12 +120,3 @@ def fitting(
     wanted = min(max_new_tokens, max(rooms, default=0) // 2)  # prompts that leave less room are dropped
     kept = [(named, room) for named, room in zip(examples, rooms, strict=True) if room >= max(1, wanted)]
     return [named for named, _ in kept], min([max_new_tokens, *(room for _, room in kept)])
-
-
-def drop_after(file: Path, step: int) -> None:
-    """Drop the lines of later steps, written by a process that was killed before it saved."""
-    if file.is_file():
-        with errors_name(file):
-            kept = lines_up_to(step, file.read_bytes())
-        with atomic_write(file) as temporary:
-            temporary.write_bytes(kept)

@@ -33,7 +33,7 @@ from reallm.experiments.reports.graph_svg import write_graph_svg
 from reallm.experiments.reports.write import report_failure, write_page
 from reallm.experiments.run.best_metric import BestMetric
 from reallm.experiments.run.callbacks import CallbackError, Callbacks, callback_offers
-from reallm.experiments.run.eval_samples import EvalSamples, drop_after, make_eval_samples
+from reallm.experiments.run.eval_samples import EvalSamples, make_eval_samples
 from reallm.experiments.run.loggers import Loggers, logger_specs
 from reallm.experiments.run.messages import model_line, overview
 from reallm.experiments.run.plan import Plan
@@ -46,7 +46,7 @@ from reallm.experiments.runs.rollouts import drop_rollouts_after, write_rollouts
 from reallm.experiments.runs.timeline import write_timeline
 from reallm.launch.job import Job
 from reallm.launch.signals import StopRequest
-from reallm.loggers.jsonl import finite
+from reallm.loggers.jsonl import drop_after, finite
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from reallm.specs import Algorithm
