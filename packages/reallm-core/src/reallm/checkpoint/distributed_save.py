@@ -10,7 +10,6 @@ the former content stays, and all ranks raise the same error.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from reallm.atomic_files import AnyPath, atomic_folder
+from reallm.atomic_files import AnyPath, atomic_folder, flush
 from reallm.checkpoint.file_plan import File, assign_writers, plan_files, write_rounds
 from reallm.checkpoint.save import ExportOptions, is_unrelated_file, write_file, write_index, write_small_files
 from reallm.errors import DataError, short_reason
@@ -323,7 +322,6 @@ def _write_durably(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a file and fsync it, since the leader, which syncs the folder, may be on another machine."""
     try:
         write_file(path, tensors)
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+        flush(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot write {path}: {short_reason(error)}") from error
