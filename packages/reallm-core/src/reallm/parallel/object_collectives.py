@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from reallm import errors
-from reallm.errors import DataError, PeerError, ReallmError, one_line
+from reallm.errors import DataError, PeerError, ReallmError, one_line, short_reason
 from reallm.parallel.mesh import Group, Mesh, all_gather_single
 
 USER_ERRORS = (ReallmError, OSError, SafetensorError)
@@ -58,10 +58,8 @@ def describe_error(error: Exception, rank: int) -> tuple[str, str]:
         name = type(error).__name__
         is_named = re.match(r"rank \d+", text)  # by an inner `fail_together`
         return name if name in _ERROR_CLASSES else ReallmError.__name__, text if is_named else f"rank {rank}: {text}"
-    if isinstance(error, OSError):
-        return DataError.__name__, f"rank {rank}: {error.strerror or text}"
-    if isinstance(error, SafetensorError):
-        return DataError.__name__, f"rank {rank}: {text}"
+    if isinstance(error, OSError | SafetensorError):
+        return DataError.__name__, f"rank {rank}: {short_reason(error)}"
     return PeerError.__name__, f"rank {rank} failed: {type(error).__name__}: {text}"
 
 
