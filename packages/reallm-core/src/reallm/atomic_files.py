@@ -272,14 +272,14 @@ def _link(source: AnyPath, target: AnyPath) -> None:
 
 
 def _flush_tree(top: Path) -> None:
-    for folder, _, files in os.walk(top, topdown=False, onerror=raised):
+    for folder, _, files in os.walk(top, topdown=False, onerror=reraise):
         for name in files:
             if not Path(folder, name).is_symlink():
                 flush(Path(folder, name))
         flush(Path(folder))
 
 
-def raised(error: OSError) -> NoReturn:
+def reraise(error: OSError) -> NoReturn:
     """`onerror` of `os.walk`, which otherwise passes over folders that it cannot read."""
     raise error
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_64, xxh3_64_hexdigest
 
-from reallm.atomic_files import flush, raised
+from reallm.atomic_files import flush, reraise
 from reallm.errors import CheckpointError, quoted
 from reallm.foreign_files import parse_json, read_bytes, reading
 from reallm.launch.cores import n_cores
@@ -115,7 +115,7 @@ def _remedy(path: Path, tops: Sequence[Path], usual: str = "copy it again") -> s
 def _files(top: Path, tops: Sequence[Path]) -> list[Path]:
     """The files of a folder and of its folders, without the checksums and without other `tops`."""
     found: list[Path] = []
-    for folder, folders, names in os.walk(top, onerror=raised):
+    for folder, folders, names in os.walk(top, onerror=reraise):
         folders[:] = sorted(name for name in folders if Path(folder, name) not in tops)
         found += [Path(folder, name) for name in sorted(names) if name != CHECKSUMS]
     return found
