@@ -141,7 +141,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     _open_closed_streams()
     try:
-        Path.cwd()
+        Path.cwd()  # raises here if it no longer exists, and not in the middle of something
         code = app(list(arguments) or ["--help"], prog_name="reallm", standalone_mode=False)
         sys.stdout.flush()
     except ReallmError as error:
