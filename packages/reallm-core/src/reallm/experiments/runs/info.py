@@ -235,9 +235,9 @@ def _best(path: Path, written: Any) -> Best | None:
 def _existing(path: Path, relative: Any) -> Path | None:
     """The folder below that of the run which its summary names; None if it is not there, or elsewhere."""
     with suppress(OSError, ValueError):  # no path at all
-        if isinstance(relative, str) and (path / relative).is_dir():
-            is_inside = (path / relative).resolve().is_relative_to(path.resolve())
-            return path / relative if is_inside else None
+        folder = path / relative if isinstance(relative, str) else None
+        if folder is not None and folder.is_dir() and folder.resolve().is_relative_to(path.resolve()):
+            return folder
     return None
 
 
