@@ -17,8 +17,7 @@ def append(path: Path, content: bytes) -> None:
     Raises:
         OSError: nothing was appended, since the disk is full or damaged.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    file = FileIO(descriptor, "wb")
+    file = path.open("ab", buffering=0)
     try:
         write_all(file, content)
     finally:
