@@ -6,9 +6,9 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
+from reallm.new_python import module_command
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
 from reallm_devkit.testing.common_checks import subprocess_environment
 from reallm_devkit.testing.datasets.items import same_twice, sample
@@ -73,7 +73,7 @@ def side_effects(subject: DatasetSubject) -> str:
 
 def _read_in_child(pickled: Path, digests_path: Path) -> dict[str, list[str]]:
     variables = {"PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "reallm_devkit.testing.datasets.child", str(pickled), str(digests_path)]
+    command = [*module_command("reallm_devkit.testing.datasets.child"), str(pickled), str(digests_path)]
     done = subprocess.run(
         command, env=subprocess_environment(**variables), capture_output=True, text=True, check=False, timeout=TIMEOUT_S
     )
