@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from reallm.errors import ConfigError, DataError, PluginError
+from reallm.machine_errors import shortage
 from reallm.model.attention.functional import attend_rotated
 from reallm.model.config import Extra, MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.ends import Embedding, Head
@@ -95,6 +96,14 @@ class SquareNorm(nn.Module):
     def forward(self, x):
         squares = x.square()
         return squares / (1 + squares) * self.weight  # bounded, so that no depth overflows
+
+
+class MLPWithoutMemory(nn.Module):
+    """What torch raises if an allocation fails."""
+
+    def __init__(self, config, block):
+        super().__init__()
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.")
 
 
 class SizedMLP(GatedMLP):
@@ -455,6 +464,12 @@ def test_sizes_that_a_class_cannot_have_are_one_line(scale):
     with pytest.raises(ConfigError, match="SizedMLP cannot be built of these sizes") as caught, torch.device("meta"):
         Transformer(config)
     assert "\n" not in str(caught.value)
+
+
+def test_a_lack_of_memory_is_not_taken_for_wrong_sizes():
+    with pytest.raises(RuntimeError, match="can't allocate memory") as caught:
+        Transformer(BASE.replace(mlp=own(MLPWithoutMemory)))
+    assert shortage(caught.value) is not None
 
 
 def test_every_parameter_declares_how_it_may_be_split():

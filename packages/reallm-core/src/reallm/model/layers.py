@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from reallm.errors import ConfigError, DataError
 from reallm.foreign_files import reason_of
+from reallm.machine_errors import raise_shortage
 from reallm.model.activations import ACTIVATION_FUNCTIONS, exact_activation
 from reallm.model.config import ReaLModelConfig, is_custom_class
 from reallm.model.ops import gated, rms_norm
@@ -272,6 +273,7 @@ def custom_layer(path: str, *arguments: object) -> nn.Module:
     try:
         layer = layer_class(*arguments)
     except (RuntimeError, ArithmeticError, TypeError) as error:
+        raise_shortage(error)
         # a negative number of features, a division by no heads, more than 2^63 of anything
         if isinstance(error, TypeError) and "Overflow" not in str(error):
             raise
