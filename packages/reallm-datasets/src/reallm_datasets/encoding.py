@@ -153,9 +153,11 @@ class Encoder:
         while n and whole.ids[n - 1] not in self._added:
             n -= 1
         header = text[whole.ends[n - 1] if n else 0 : start]
-        ids = self._headers.get(header) or self._ids([header])[0]
-        if len(header) <= _LONGEST_HEADER:
-            self._headers[header] = ids
+        ids = self._headers.get(header)
+        if ids is None:
+            ids = self._ids([header])[0]
+            if len(header) <= _LONGEST_HEADER:
+                self._headers[header] = ids
         if whole.ids[n : n + len(ids)] == ids:
             return n + len(ids)
         prompt = self._ids([text[:start]])[0]
