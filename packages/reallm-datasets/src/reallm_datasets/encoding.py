@@ -62,7 +62,6 @@ class Encoder:
         if not callable(tokenizer):
             raise ConfigError(f"tokenizer must be a tokenizer, not {kind_of(tokenizer)}")
         self._tokenizer = tokenizer
-        self._long_texts = LongTexts(tokenizer)
         with_special = self._tokenize(["a"], add_special_tokens=True)["input_ids"][0]
         adds_bos = tokenizer.bos_token_id is not None and with_special[:1] == [tokenizer.bos_token_id]
         self._bos: list[int] = [tokenizer.bos_token_id] if adds_bos else []
@@ -185,6 +184,10 @@ class Encoder:
         anchor = self._anchor
         whole = self._ids([_ANCHOR + text], None if at_most is None else at_most + len(anchor))[0]
         return whole[len(anchor) :] if whole[: len(anchor)] == anchor else self._ids([text], at_most)[0]
+
+    @cached_property
+    def _long_texts(self) -> LongTexts:  # made late: a fingerprint of the encoder describes the tokenizer once
+        return LongTexts(self._tokenizer)
 
     @cached_property
     def _anchor(self) -> list[int]:
