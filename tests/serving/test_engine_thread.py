@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 from typing import Any
@@ -106,3 +107,15 @@ def test_a_stopped_thread_refuses_requests(running: RunningServer) -> None:
         with pytest.raises(openai.InternalServerError, match="the server is shutting down") as raised:
             client.completions.create(model="tiny", prompt="The fox")
         assert raised.value.status_code == 503
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False], ids=["client gone", "server ended at once"])
+def test_a_load_that_nobody_waits_for_does_not_end_the_thread(running: RunningServer, is_cancelled: bool) -> None:
+    thread, loop = EngineThread(running.engine), asyncio.new_event_loop()
+    asked = loop.create_task(thread.load())
+    loop.run_until_complete(asyncio.sleep(0))
+    if is_cancelled:
+        asked.cancel()
+        loop.run_until_complete(asyncio.wait([asked]))
+    loop.close()
+    thread._inbox.get()()  # as the thread does it

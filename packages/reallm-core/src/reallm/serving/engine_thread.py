@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -73,18 +74,14 @@ class EngineThread:
 
     async def load(self) -> Load:
         """What the engine is busy with, between two steps."""
-        loop = asyncio.get_running_loop()
-        found: asyncio.Future[Load] = loop.create_future()
-
-        def set_found(load: Load) -> None:
-            if not found.done():  # the client may have gone away
-                found.set_result(load)
+        found: Future[Load] = Future()
 
         def tell() -> None:
-            loop.call_soon_threadsafe(set_found, self._engine.load)
+            if found.set_running_or_notify_cancel():  # else the client has gone away
+                found.set_result(self._engine.load)
 
         self._inbox.put(tell)
-        return await found
+        return await asyncio.wrap_future(found)
 
     # ------------------------------------------------------------------ in the thread
 
