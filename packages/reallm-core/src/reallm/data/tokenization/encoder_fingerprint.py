@@ -63,7 +63,7 @@ def _described(value: Any, seen: set[int]) -> Iterator[str]:
 
 
 def _is_object(value: Any) -> bool:
-    """Whether a value is all in its attributes, as is not that of a class, a function or a `partial`."""
+    """Whether its attributes say all about a value, which those of a class, a function or a `partial` do not."""
     is_callable = callable(value) and not isinstance(type(value).__call__, FunctionType)
     return hasattr(value, "__dict__") and not isinstance(value, type) and not is_callable
 
