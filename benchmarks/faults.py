@@ -20,7 +20,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -36,26 +35,9 @@ from common import machine, parser, write_json
 sys.path.append(str(Path(__file__).parent.parent))
 sys.path.append(str(Path(__file__).parent.parent / "tools"))
 from tests.helpers.io_faults import Fault, FaultServer
-from tests.helpers.io_faults.more_scenarios import SCENARIOS, make_more_inputs, resuming_rewarding
-from tests.helpers.io_faults.scenarios import generating, make_small_inputs, resuming, training, verifying
-from tests.helpers.io_faults.sweep import Outcome, Scenario, Sweep, ranked_faults_of
-
-Make = Callable[[FaultServer, Path, Path], Scenario]
-"""Makes a scenario, given a server, the inputs and a folder of its own."""
-
-WAITING = ("async_save=false", "loggers=[jsonl,tensorboard]")
-MAKERS: dict[str, Make] = {
-    "training": lambda server, inputs, folder: training(inputs),
-    "training, saves waited for": lambda server, inputs, folder: training(inputs, *WAITING),
-    "resuming": lambda server, inputs, folder: resuming(server, inputs, folder),
-    "generating": lambda server, inputs, folder: generating(inputs),
-    "verifying": lambda server, inputs, folder: verifying(inputs / "adapted"),
-    "resuming rewarding": lambda server, inputs, folder: resuming_rewarding(server, inputs, folder, "async_steps=1"),
-    **{
-        name: lambda server, inputs, folder, make=make: make(inputs)  # type: ignore[misc]
-        for name, make in SCENARIOS.items()
-    },
-}
+from tests.helpers.io_faults.more_scenarios import SCENARIOS, make_more_inputs
+from tests.helpers.io_faults.scenarios import make_small_inputs
+from tests.helpers.io_faults.sweep import Outcome, Sweep, ranked_faults_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +64,7 @@ class Worker:
         if key not in self._sweeps:
             folder = self._folder / f"{name} {'memory' if of_memory else 'io'}".replace(" ", "-").replace(",", "")
             folder.mkdir(parents=True)
-            scenario = MAKERS[name](self._server, self._inputs, folder)
+            scenario = SCENARIOS[name](self._server, self._inputs, folder)
             self._sweeps[key] = Sweep(self._server, replace(scenario, of_memory=of_memory), folder)
         return self._sweeps[key]
 
@@ -99,7 +81,7 @@ def main() -> None:
     arguments_of.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="beginnings of names; by default all")
     arguments = arguments_of.parse_args()
     end = time.monotonic() + 60 * (arguments.minutes or (6 if arguments.quick else 60))
-    chosen = [name for name in MAKERS if not arguments.scenarios or name.startswith(tuple(arguments.scenarios))]
+    chosen = [name for name in SCENARIOS if not arguments.scenarios or name.startswith(tuple(arguments.scenarios))]
     print(f"{machine()}; torch {torch.__version__}")
     with ExitStack() as stack:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-"))).resolve()

@@ -1,4 +1,4 @@
-"""Every call of saving, loading, logging and resuming fails once, in turn: the run goes on or ends with one line.
+"""Every call of training, resuming and other commands about files fails once: they go on or end with one line.
 
 After an error the same command goes on to the same bits. See `tests/helpers/io_faults`.
 """
@@ -9,53 +9,61 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.io_faults import has_compiler
-from tests.helpers.io_faults.scenarios import (
-    generating,
-    make_small_inputs,
-    resuming,
-    training,
-    training_arguments,
-    verifying,
-)
+from tests.helpers.io_faults import FaultServer
+from tests.helpers.io_faults.more_scenarios import SCENARIOS, resuming_rewarding, rewarding
+from tests.helpers.io_faults.scenarios import training_arguments, verifying
 from tests.helpers.io_faults.sweep import problems, sweep_and_report
 
-pytestmark = pytest.mark.skipif(
-    not has_compiler(), reason="needs Linux and cc, which makes the library with the faults"
-)
+MORE_THAN = {
+    "generating": 50,
+    "resuming": 1000,
+    "resuming rewarding": 1000,
+    "training": 1000,
+    "training, saves waited for": 1000,
+    "verifying": 50,
+}
+"""Number of faults that a scenario has, if it is not 100."""
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_small_inputs(tmp_path_factory.mktemp("io").resolve() / "inputs")
-
-
-@pytest.mark.parametrize(
-    "more", [[], ["async_save=false", "loggers=[jsonl,tensorboard]"]], ids=["background", "waiting"]
-)
-def test_a_training_with_a_fault(servers, inputs: Path, tmp_path: Path, more: list[str]) -> None:
-    outcomes = sweep_and_report(servers, lambda folder: training(inputs, *more), tmp_path)
-    assert len(outcomes) > 1000
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_command_with_a_fault(
+    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path, name: str
+) -> None:
+    outcomes = sweep_and_report(
+        servers, lambda server, folder: SCENARIOS[name](server, inputs_of_scenarios, folder), tmp_path
+    )
+    assert len(outcomes) > MORE_THAN.get(name, 100)
     assert not problems(outcomes)
 
 
-def test_a_run_that_is_resumed_with_a_fault(servers, inputs: Path, tmp_path: Path) -> None:
-    outcomes = sweep_and_report(servers, lambda folder: resuming(servers[0], inputs, folder), tmp_path)
-    assert len(outcomes) > 1000
-    assert not problems(outcomes)
-
-
-def test_text_from_a_checkpoint_in_parts_with_a_fault(servers, inputs: Path, tmp_path: Path) -> None:
-    outcomes = sweep_and_report(servers, lambda folder: generating(inputs), tmp_path)
-    assert len(outcomes) > 50
-    assert not problems(outcomes)
-
-
-def test_a_check_of_a_run_with_a_fault(servers, inputs: Path, tmp_path: Path) -> None:
+def test_a_check_of_a_whole_run_with_a_fault(
+    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path
+) -> None:
     (tmp_path / "checked").mkdir()
-    ended = servers[0].run(training_arguments(inputs, tmp_path / "checked"), [inputs])
+    ended = servers[0].run(training_arguments(inputs_of_scenarios, tmp_path / "checked"), [inputs_of_scenarios])
     assert ended.code == 0, ended
     run = (tmp_path / "checked" / "run").resolve()
-    outcomes = sweep_and_report(servers, lambda folder: verifying(run), tmp_path)
+    outcomes = sweep_and_report(servers, lambda server, folder: verifying(run), tmp_path)
     assert len(outcomes) > 50
+    assert not problems(outcomes)
+
+
+def test_a_run_on_rewards_with_charts_and_a_fault(
+    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path
+) -> None:
+    scenario = rewarding(inputs_of_scenarios, "loggers=[jsonl,tensorboard]")
+    outcomes = sweep_and_report(servers, lambda server, folder: scenario, tmp_path)
+    assert len(outcomes) > 1000
+    assert not problems(outcomes)
+
+
+def test_a_resumed_run_on_rewards_without_async_steps_with_a_fault(
+    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path
+) -> None:
+    outcomes = sweep_and_report(
+        servers,
+        lambda server, folder: resuming_rewarding(server, inputs_of_scenarios, folder, "async_steps=0"),
+        tmp_path,
+    )
+    assert len(outcomes) > 1000
     assert not problems(outcomes)

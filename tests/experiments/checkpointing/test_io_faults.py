@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.io_faults import Call, Fault, FaultServer, has_compiler
 from tests.helpers.io_faults.scenarios import make_small_inputs, training
-from tests.helpers.io_faults.sweep import sweep
+from tests.helpers.io_faults.sweep import problems, sweep
 
 FAULTS = (
     ("read", "train.jsonl", Fault(0, mode="short")),
@@ -35,8 +35,7 @@ def test_a_training_with_a_fault_goes_on_or_ends_with_one_line_and_goes_on_later
     folder = tmp_path.resolve()
     inputs = make_small_inputs(folder / "inputs")
     with FaultServer() as server:  # saves in the background would make their calls in no fixed order
-        outcomes = sweep([server], lambda _: training(inputs, "async_save=false"), folder, chosen)
-    problems = [outcome.problem for outcome in outcomes if outcome.problem is not None]
-    assert not problems, "\n".join(problems)
+        outcomes = sweep([server], lambda *_: training(inputs, "async_save=false"), folder, chosen)
+    assert not problems(outcomes), "\n".join(problems(outcomes))
     hit = [(outcome.call.name, Path(outcome.call.path).name) for outcome in outcomes if outcome.call is not None]
     assert hit == [(name, end) for name, end, _ in FAULTS]

@@ -14,10 +14,20 @@ from typing import Any
 
 from reallm.data.sample_fields import load_fields
 from tests.helpers.io_faults import FaultServer
-from tests.helpers.io_faults.scenarios import LOST_WHEN_TOLD, STOPPED, numbers_of
+from tests.helpers.io_faults.scenarios import (
+    LOST_WHEN_TOLD,
+    STOPPED,
+    generating,
+    numbers_of,
+    resuming,
+    training,
+    verifying,
+)
 from tests.helpers.io_faults.sweep import Scenario
 from tests.helpers.jobs import sft
 
+Make = Callable[[FaultServer, Path, Path], Scenario]
+"""Makes a scenario, given a server that nobody else uses meanwhile, the inputs and a folder of its own."""
 RUN = ("name=run", "resume=auto", "max_steps=1")
 WITH_CACHE = "tests.helpers.io_faults.scenarios:run_with_cache"
 UNTIL_KILLED = "tests.helpers.io_faults.more_scenarios:run_until_second_step"
@@ -172,13 +182,26 @@ def files_of(folder: Path) -> Mapping[str, Any]:
     return found
 
 
-SCENARIOS: Mapping[str, Callable[[Path], Scenario]] = {
-    "answering": answering,
-    "comparing": comparing,
-    "compressed": reading_compressed,
-    "evaluating": evaluating,
-    "merging": merging,
-    "previewing": previewing,
-    "rewarding": rewarding,
-    "scoring ahead": scoring_ahead,
+def _of_inputs(make: Callable[[Path], Scenario]) -> Make:
+    return lambda server, inputs, folder: make(inputs)
+
+
+SCENARIOS: Mapping[str, Make] = {
+    "training": _of_inputs(training),
+    "training, saves waited for": _of_inputs(
+        lambda inputs: training(inputs, "async_save=false", "loggers=[jsonl,tensorboard]")
+    ),
+    "resuming": resuming,
+    "generating": _of_inputs(generating),
+    "verifying": _of_inputs(lambda inputs: verifying(inputs / "adapted")),
+    "resuming rewarding": lambda server, inputs, folder: resuming_rewarding(server, inputs, folder, "async_steps=1"),
+    "answering": _of_inputs(answering),
+    "comparing": _of_inputs(comparing),
+    "compressed": _of_inputs(reading_compressed),
+    "evaluating": _of_inputs(evaluating),
+    "merging": _of_inputs(merging),
+    "previewing": _of_inputs(previewing),
+    "rewarding": _of_inputs(rewarding),
+    "scoring ahead": _of_inputs(scoring_ahead),
 }
+"""All scenarios, by name; for the tests and for `benchmarks/faults.py`."""

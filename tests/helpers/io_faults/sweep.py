@@ -198,7 +198,7 @@ def _kind_of_path(path: str) -> str:
 
 def sweep(
     servers: Sequence[FaultServer],
-    scenario: Callable[[Path], Scenario],
+    scenario: Callable[[FaultServer, Path], Scenario],
     folder: Path,
     choose: Callable[[Sequence[Call]], Sequence[Fault]] = faults_of,
     report: Callable[[Outcome], None] = lambda outcome: None,
@@ -207,7 +207,7 @@ def sweep(
 
     Args:
         servers: the servers.
-        scenario: makes the scenario for a folder of each server.
+        scenario: makes the scenario of each server in a folder of its own.
         folder: for all files.
         choose: the faults that are tried, given the calls of the undisturbed run.
         report: called with each outcome.
@@ -216,7 +216,7 @@ def sweep(
     for one in folders:
         one.mkdir()
     with ThreadPoolExecutor(len(servers)) as pool:
-        sweeps = list(pool.map(lambda server, one: Sweep(server, scenario(one), one), servers, folders))
+        sweeps = list(pool.map(lambda server, one: Sweep(server, scenario(server, one), one), servers, folders))
         faults = choose(sweeps[0].calls)
 
         def run(number: int) -> list[Outcome]:
@@ -230,7 +230,7 @@ def sweep(
 
 
 def sweep_and_report(
-    servers: Sequence[FaultServer], scenario: Callable[[Path], Scenario], folder: Path
+    servers: Sequence[FaultServer], scenario: Callable[[FaultServer, Path], Scenario], folder: Path
 ) -> list[Outcome]:
     """All outcomes; what has failed, and each problem when it is found, goes to standard output."""
 
