@@ -6,7 +6,7 @@ must leave the same bits. Faults of kinds of calls (name and file, or lines of c
 first. For each fault that is not as promised, what was printed is shown. Linux with `cc` only.
 
 `io_faults_as_promised` and `memory_faults_as_promised` are the shares of those tried, `io_kinds_tried` and
-`memory_kinds_tried` the shares of all kinds of calls that were tried at least once with each error.
+`memory_kinds_tried` the shares of the faults of the first call of each kind that were tried.
 
     python benchmarks/faults.py --json figures.json
     python benchmarks/faults.py --minutes 5 training resuming
