@@ -7,15 +7,15 @@ arguments tell that the first `n` are the same:
 - *Words.* A tokenizer splits a text into words first (its pre-tokenizer), and the tokens of a word depend on the word
   alone. Where a text is split depends on the run of letters, digits, signs or whitespace at this place, so that the end
   of a prefix decides about its last few words only. The first `n` tokens are taken if `_WORDS` words follow them.
-- *Merges.* Byte-pair encoding of a single long word, or of a text that is not split at all. Tokens are the encoding of
-  their text if each two neighbours are that of theirs: the first merge across an end between two tokens would happen in
-  the text of these two as well. No token is longer than the longest one of the vocabulary, so one ends in any window of
-  that length. If what follows the first `n - 1` tokens begins with the same token wherever in a window it ends, the
-  first `n` are those of the whole.
+- *Merges.* Byte-pair encoding of a single long word, or of a text that is not split at all. A sequence of tokens is the
+  encoding of its text if each pair of neighbours is the encoding of the text of the pair: the first merge across a
+  boundary between two tokens would happen in the text of these two as well. No token is longer than the longest one of
+  the vocabulary, so one ends in any window of that length. If what follows the first `n - 1` tokens begins with the
+  same token wherever in a window it ends, the first `n` are those of the whole.
 
 The first one holds for patterns that look no further than over the next words, as those of all known language models;
 the second one is exact. Where neither applies, as for a word without end whose characters a normalizer may reorder, the
-tokens are those of the longest part that was tried, by definition. The last tokens of a text are those of an end that
+tokens are those of the longest part that was tried, by definition. The last tokens of a text are those of a suffix that
 starts between two words, where every pattern splits a text.
 """
 
@@ -42,8 +42,8 @@ _FIRST_GUESS = 8
 _TRIES = 3
 """Parts, each twice as long as the one before, for which the arguments are tried."""
 _MOST = 1 << 10
-"""Characters for each token, beyond which a text is tokenized in pieces. Only those whose normalizer leaves characters
-out, or which have one unknown token for a word of any length, come there."""
+"""Characters for each token, beyond which a text is tokenized in pieces. Only tokenizers whose normalizer leaves
+characters out, or which have one unknown token for a word of any length, get that far."""
 _LONGEST_TOKEN = 1 << 10
 """Characters of the longest token with which the second argument is tried."""
 
@@ -55,7 +55,7 @@ _ONE_BY_ONE = {"Prepend", "Replace"}
 
 
 class TokensWithEnds(NamedTuple):
-    """Tokens of a text, and for each the offset where its characters end: int64 [L], never decreasing."""
+    """Tokens of a text, and the offset in it where the characters of each end: int64 [L], never decreasing."""
 
     ids: list[int]
     ends: np.ndarray
