@@ -143,8 +143,8 @@ def attacks(key: str = "none") -> Iterator[Attack]:
     """All of them once; `key` is the server's API key, without which few come further."""
     authorization = f"Authorization: Bearer {key}"
 
-    def one(name: str, sent: bytes, n_answers: int | None = 1, *, is_head: bool = False) -> Attack:
-        return Attack(name, Exchange([sent]), n_answers, is_head)
+    def one(name: str, sent: bytes, *, is_head: bool = False) -> Attack:
+        return Attack(name, Exchange([sent]), is_head=is_head)
 
     yield from _wrong_values(authorization)
     for name, body in _NO_JSON.items():
@@ -267,7 +267,7 @@ def _broken_http(authorization: str) -> Iterator[Attack]:
     upgrade = get.replace(
         b"\r\n", b"\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n", 1
     )
-    yield Attack("HTTP: an upgrade to a socket", Exchange([upgrade + b"\r\n"]), n_answers=1)
+    yield Attack("HTTP: an upgrade to a socket", Exchange([upgrade + b"\r\n"]))
 
 
 def _gone(authorization: str) -> Iterator[Attack]:
