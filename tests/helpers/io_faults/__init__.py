@@ -21,7 +21,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -44,6 +44,8 @@ _GOING_ON = "going on with the next"
 _HEADER = struct.Struct("=qqqiiii24s1024s")
 _CALL = struct.Struct("=24s232s")
 _MAX_CALLS = 65536
+TIMEOUT_S = 120.0
+"""Seconds after which a command is killed, with all processes that it started."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Fault:
     """If given, the first call of this name from that number on: threads make calls in an order of their own."""
 
     def __str__(self) -> str:
-        what = {"error": "", "short": "short, ", "torn": "torn, "}[self.mode] + errno.errorcode[self.error]
-        return f"call {self.number}: {what}"
+        mode = "" if self.mode == "error" else f"{self.mode}, "
+        return f"call {self.number}: {mode}{errno.errorcode[self.error]}"
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,9 @@ def has_compiler() -> bool:
 
 
 class FaultServer:
-    """Runs commands one after the other in processes forked from one that has the shim and all imports.
+    """Runs commands one after the other in processes forked from one that has the shim and all imports."""
 
-    Args:
-        environment: variables added to those of this process.
-        preload: modules that the server imports beside torch and the core.
-    """
-
-    def __init__(self, environment: Mapping[str, str] | None = None, preload: Sequence[str] = PRELOADED) -> None:
+    def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="io-faults-")
         self._control = Path(self._folder.name, "control")
         shim = Path(self._folder.name, "shim.so")
@@ -120,12 +117,12 @@ class FaultServer:
         path = os.pathsep.join([str(ROOT / "tools"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
         variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "LD_PRELOAD": str(shim)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.io_faults.server", *preload],
+            [sys.executable, "-m", "tests.helpers.io_faults.server", *PRELOADED],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **variables, **(environment or {})},
+            env={**os.environ, **variables},
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -148,9 +145,8 @@ class FaultServer:
         *,
         of_memory: bool = False,
         target: str = "reallm.cli.main:run",
-        timeout_s: float = 120.0,
     ) -> Ended:
-        """Run a command, or another function of a list of texts.
+        """Run a command, or another function of a list of texts, for at most `TIMEOUT_S`.
 
         Args:
             arguments: of the command.
@@ -159,7 +155,6 @@ class FaultServer:
             of_memory: allocations of tensors count, and not calls about files. The path of such a call is the lines of
                 Python that make it, and its name is that of all with the same lines.
             target: `module:function`, which gets the arguments and returns the exit code.
-            timeout_s: after which it is killed, with all processes that it started.
         """
         number, error, mode, name = (0, 0, 0, "")
         if fault is not None:
@@ -170,7 +165,7 @@ class FaultServer:
             file.truncate(_HEADER.size + _MAX_CALLS * _CALL.size)
         out, err = (Path(self._folder.name, name) for name in ("out", "err"))
         request = {
-            "target": target, "arguments": list(arguments), "timeout_s": timeout_s, "control": str(self._control),
+            "target": target, "arguments": list(arguments), "timeout_s": TIMEOUT_S, "control": str(self._control),
             "of_memory": of_memory, "out": str(out), "err": str(err),
         }  # fmt: skip
         self._requests.write(json.dumps(request) + "\n")

@@ -16,10 +16,12 @@ from reallm.data.sample_fields import load_fields
 from tests.helpers.io_faults import FaultServer
 from tests.helpers.io_faults.scenarios import (
     LOST_WHEN_TOLD,
-    STOPPED,
+    WITH_CACHE,
     generating,
+    killed_before,
     numbers_of,
     resuming,
+    run_until_killed,
     training,
     verifying,
 )
@@ -29,7 +31,6 @@ from tests.helpers.jobs import sft
 Make = Callable[[FaultServer, Path, Path], Scenario]
 """Makes a scenario, given a server that nobody else uses meanwhile, the inputs and a folder of its own."""
 RUN = ("name=run", "resume=auto", "max_steps=1")
-WITH_CACHE = "tests.helpers.io_faults.scenarios:run_with_cache"
 UNTIL_KILLED = "tests.helpers.io_faults.more_scenarios:run_until_second_step"
 REWARD = "def distinct(completions, **columns):\n    return [len(set(text)) for text in completions]\n"
 TOLD = {**LOST_WHEN_TOLD, "rollouts": "no rollouts: ", "timeline": "no timeline: ", "outputs": "outputs are not cached"}
@@ -60,14 +61,7 @@ def rewarding(inputs: Path, *more: str) -> Scenario:
 
 def resuming_rewarding(server: FaultServer, inputs: Path, folder: Path, *more: str) -> Scenario:
     """Such a run that was killed in its second step, after a save in its first; `folder` is that of the sweep."""
-    (folder / "case").mkdir()
-    ended = server.run(_grpo(inputs, folder / "case", *more), [folder], target=UNTIL_KILLED)
-    assert ended.code == STOPPED, ended
-    (folder / "case").rename(folder / "stopped")
-    return dataclasses.replace(
-        rewarding(inputs, *more),
-        prepare=lambda at: shutil.copytree(folder / "stopped", at, symlinks=True) and None,
-    )
+    return killed_before(server, rewarding(inputs, *more), folder, UNTIL_KILLED)
 
 
 def _grpo(inputs: Path, folder: Path, *more: str) -> list[str]:
@@ -156,8 +150,6 @@ def _scenario(inputs: Path, arguments: Callable[[Path], list[str]]) -> Scenario:
 
 def run_until_second_step(arguments: list[str]) -> int:
     """The command, which ends as if it were killed when its second step begins and its save is complete."""
-    from tests.helpers.io_faults.scenarios import run_until_killed
-
     return run_until_killed(arguments, step=2)
 
 

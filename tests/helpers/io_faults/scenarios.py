@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.helpers.io_faults.sweep import Scenario
 from tests.helpers.jobs import HF_CONFIG, make_inputs, sft
 from tests.helpers.tokenizers import tiny_tokenizer
 
+WITH_CACHE = "tests.helpers.io_faults.scenarios:run_with_cache"
 OF_THE_MACHINE = ("tokens_per_s", "memory_gib")
 LOST_WHEN_TOLD = {
     "summary.html": "no summary page: ",
@@ -54,29 +56,30 @@ def training(inputs: Path, *more: str) -> Scenario:
         lambda folder, ended: state_of(folder),
         inputs=[inputs],
         told=LOST_WHEN_TOLD,
-        target="tests.helpers.io_faults.scenarios:run_with_cache",
+        target=WITH_CACHE,
     )
 
 
 def resuming(server: FaultServer, inputs: Path, folder: Path, *more: str) -> Scenario:
     """A run that was killed in its fourth step, after a save in its second; `folder` is that of the sweep."""
-    stopped = folder / "stopped"
-    (folder / "case").mkdir()
-    ended = server.run(
-        training_arguments(inputs, folder / "case", *more),
-        [folder],
-        target="tests.helpers.io_faults.scenarios:run_until_killed",
-    )
+    return killed_before(server, training(inputs, *more), folder, "tests.helpers.io_faults.scenarios:run_until_killed")
+
+
+def killed_before(server: FaultServer, scenario: Scenario, folder: Path, target: str) -> Scenario:
+    """The scenario in a folder in which it was killed before.
+
+    Args:
+        server: runs it once until it is killed.
+        scenario: the scenario.
+        folder: that of the sweep.
+        target: function that runs the command until it ends with the exit code `STOPPED`.
+    """
+    case, stopped = folder / "case", folder / "stopped"
+    case.mkdir()
+    ended = server.run(scenario.arguments(case), [folder], target=target)
     assert ended.code == STOPPED, ended
-    (folder / "case").rename(stopped)
-    return Scenario(
-        lambda folder: training_arguments(inputs, folder, *more),
-        lambda folder, ended: state_of(folder),
-        prepare=lambda folder: shutil.copytree(stopped, folder, symlinks=True) and None,
-        inputs=[inputs],
-        told=LOST_WHEN_TOLD,
-        target="tests.helpers.io_faults.scenarios:run_with_cache",
-    )
+    case.rename(stopped)
+    return replace(scenario, prepare=lambda at: shutil.copytree(stopped, at, symlinks=True) and None)
 
 
 def generating(inputs: Path) -> Scenario:
