@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.io_faults import Call, Fault, FaultServer, has_compiler
+from tests.helpers.io_faults import Fault, FaultServer, has_compiler
 from tests.helpers.io_faults.scenarios import make_small_inputs, training
 from tests.helpers.io_faults.sweep import problems, sweep
 
 FAULTS = (
-    ("read", "train.jsonl", Fault(0, mode="short")),
-    ("fsync", "model.safetensors", Fault(0, errno.EINTR)),
-    ("write", "metrics.jsonl", Fault(0, errno.ENOSPC, "torn")),
-    ("symlink", ".last", Fault(0, errno.EIO)),
-    ("rename", "step-000004", Fault(0, errno.EIO)),
+    Fault(1, mode="short", name="read", end="train.jsonl"),
+    Fault(1, errno.EINTR, name="fsync", end="model.safetensors"),
+    Fault(1, errno.ENOSPC, "torn", "write", "metrics.jsonl"),
+    Fault(1, errno.EIO, name="symlink", end=".last"),
+    Fault(1, errno.EIO, name="rename", end="step-000004"),
 )
-"""Name of a call, end of its path, and how the first such call fails."""
-
-
-def chosen(calls: Sequence[Call]) -> list[Fault]:
-    found = []
-    for name, end, fault in FAULTS:
-        number = next(i for i, call in enumerate(calls, 1) if call.name == name and call.path.endswith(end))
-        found.append(Fault(number, fault.error, fault.mode, name))
-    return found
 
 
 @pytest.mark.skipif(not has_compiler(), reason="needs Linux and cc, which makes the library with the faults")
@@ -35,7 +25,6 @@ def test_a_training_with_a_fault_goes_on_or_ends_with_one_line_and_goes_on_later
     folder = tmp_path.resolve()
     inputs = make_small_inputs(folder / "inputs")
     with FaultServer() as server:  # saves in the background would make their calls in no fixed order
-        outcomes = sweep([server], lambda *_: training(inputs, "async_save=false"), folder, chosen)
+        outcomes = sweep([server], lambda *_: training(inputs, "async_save=false"), folder, lambda calls: FAULTS)
     assert not problems(outcomes), "\n".join(problems(outcomes))
-    hit = [(outcome.call.name, Path(outcome.call.path).name) for outcome in outcomes if outcome.call is not None]
-    assert hit == [(name, end) for name, end, _ in FAULTS]
+    assert all(outcome.call is not None for outcome in outcomes), "a call was not made"

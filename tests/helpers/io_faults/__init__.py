@@ -41,7 +41,7 @@ PRELOADED = (
 MODES = ("error", "short", "torn")
 _NOTES = ("tokens of ", "cached tokens ", "note: ")
 _GOING_ON = "going on with the next"
-_HEADER = struct.Struct("=qqqiiii24s1024s")
+_HEADER = struct.Struct("=qqqiiii24s64s1024s")
 _CALL = struct.Struct("=24s232s")
 _MAX_CALLS = 65536
 TIMEOUT_S = 120.0
@@ -53,7 +53,7 @@ class Fault:
     """A fault of one call."""
 
     number: int
-    """Which call fails, from 1."""
+    """Which call fails, from 1; 0: none."""
     error: int = errno.EIO
     """Its `errno`."""
     mode: Literal["error", "short", "torn"] = "error"
@@ -61,6 +61,8 @@ class Fault:
     the next write fails, as on a disk that fills up. Other calls are left alone by the last two."""
     name: str = ""
     """If given, the first call of this name from that number on: threads make calls in an order of their own."""
+    end: str = ""
+    """If given, the end of the path of that call, of at most 63 bytes."""
 
     def __str__(self) -> str:
         mode = "" if self.mode == "error" else f"{self.mode}, "
@@ -156,12 +158,12 @@ class FaultServer:
                 Python that make it, and its name is that of all with the same lines.
             target: `module:function`, which gets the arguments and returns the exit code.
         """
-        number, error, mode, name = (0, 0, 0, "")
-        if fault is not None:
-            number, error, mode, name = fault.number, fault.error, MODES.index(fault.mode), fault.name
+        fault = fault or Fault(0)
+        mode = MODES.index(fault.mode)
         names = os.fsencode(":".join(str(folder) for folder in folders))
         with self._control.open("wb") as file:
-            file.write(_HEADER.pack(0, number, 0, error, mode, of_memory, 0, name.encode(), names))
+            name, end = fault.name.encode(), os.fsencode(fault.end)
+            file.write(_HEADER.pack(0, fault.number, 0, fault.error, mode, of_memory, 0, name, end, names))
             file.truncate(_HEADER.size + _MAX_CALLS * _CALL.size)
         out, err = (Path(self._folder.name, name) for name in ("out", "err"))
         request = {

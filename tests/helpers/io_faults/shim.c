@@ -26,7 +26,7 @@
 #include <unistd.h>
 
 enum { ERROR = 0, SHORT = 1, TORN = 2 };
-enum { MAX_CALLS = 65536, NAME = 24, PATH = 232 };
+enum { MAX_CALLS = 65536, NAME = 24, PATH = 232, END = 64 };
 
 struct call {
     char name[NAME];
@@ -43,6 +43,7 @@ struct control {
     int32_t of_memory;       /* 0: calls about files count; else allocations of tensors do */
     _Atomic int32_t pending; /* 1 while the write after half a one is to fail */
     char name[NAME];         /* of the call that fails; empty: any */
+    char end[END];           /* of its path; empty: any */
     char folders[1024];      /* separated by ':' */
     struct call calls[MAX_CALLS];
 };
@@ -97,6 +98,13 @@ static const char *absolute(int folder, const char *path, char *out) {
     return out;
 }
 
+static int is_due(int64_t number, const char *name, const char *path) {
+    if (!control->fail_at || number < control->fail_at) return 0;
+    if (control->name[0] && strcmp(name, control->name)) return 0;
+    size_t length = strlen(path), end = strlen(control->end);
+    return length >= end && !strcmp(path + length - end, control->end);
+}
+
 /* What is to become of a call: -1 nothing, else the mode in which it fails. */
 static int judge_call(const char *name, const char *path, int is_write) {
     int64_t number = atomic_fetch_add(&control->n_calls, 1) + 1;
@@ -105,9 +113,8 @@ static int judge_call(const char *name, const char *path, int is_write) {
         snprintf(call->name, NAME, "%s", name);
         snprintf(call->path, PATH, "%s", path);
     }
-    int is_due = control->fail_at && number >= control->fail_at && (!control->name[0] || !strcmp(name, control->name));
     int64_t none = 0;
-    if (is_due && atomic_compare_exchange_strong(&control->fired, &none, number)) {
+    if (is_due(number, name, path) && atomic_compare_exchange_strong(&control->fired, &none, number)) {
         if (control->mode == TORN) control->pending = 1;
         return control->mode;
     }
