@@ -85,7 +85,7 @@ def test_svg(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (["sft", "--lr", "3"], "'--lr 3': keys are written without dashes and with '=': optimizer.lr=3"),
         (["ppo", "actor_gen.layout=xp4"], "actor_gen.layout=xp4: 'xp4' is not a layout; write one like tp2pp1dp2"),
         (["sft", "--svg", "graph.png"], "--svg graph.png: the name must end in .svg"),
-        ([], "missing argument 'ALGORITHM'"),
+        ([], "missing argument 'ALGORITHM'; write reallm graph [OPTIONS] {ALGORITHM} [key=value]..."),
         (["broken"], "cannot import 'tests.helpers.rl_graphs:not_there'"),
     ],
 )

@@ -207,6 +207,9 @@ def _usage_problem(error: Any, arguments: Sequence[str]) -> str:
         found = list(groups(registry.get("algorithm", DEFAULT_ALGORITHM).config_class(), tolerate=True))
         if problem := key_as_option(arguments[at], "".join(arguments[at + 1 : at + 2]), found):
             return problem
+    if hasattr(error, "param_type") and error.ctx is not None:  # an argument or option is missing
+        usage = " ".join([error.ctx.command_path, *error.ctx.command.collect_usage_pieces(error.ctx)])
+        return f"{_as_clause(message)}; write {usage}"
     return _as_clause(message)
 
 
