@@ -66,7 +66,7 @@ class Registry:
 
     def declared(self, kind: str) -> list[str]:
         """The names that entry points promise, sorted, whether or not their plugins fail. Imports no plugin."""
-        return sorted({name for plugin in self.plan.plugins for its, name in plugin.promises if its == kind})
+        return sorted(name for its, name in self._promises if its == kind)
 
     def names(self, kind: str) -> list[str]:
         """All names of a kind that can be looked up, sorted. Imports all plugins."""
@@ -96,6 +96,11 @@ class Registry:
         """The offer of this very value, of the plugins that have been loaded so far; None if it is not theirs."""
         offers = (offer for loaded in self._loaded.values() for offer in loaded.offers)
         return next((offer for offer in offers if offer.value is value), None)
+
+    @functools.cached_property
+    def _promises(self) -> set[Promise]:
+        """What entry points promise, whether or not their plugins fail."""
+        return {promise for plugin in self.plan.plugins for promise in plugin.promises}
 
     def _offers(self, plugins: Iterable[Plugin]) -> list[Offer]:
         return [offer for plugin in plugins for offer in self._loaded_plugin(plugin).offers]
