@@ -14,12 +14,20 @@ from reallm.data.messages import Message
         ("Q:A.\nQ:", "Q:A.\n", Turn(2, 5, "")),
         ("Q:A.\nQ:", "Q:<t>why</t>A.\n", Turn(2, 5, "<t>why</t>")),
         ("Q:B.\nQ:", "Q:A.\n", Turn(2, 2, "A.\n")),
+        ("Q:abab", "Q:ababcabab", Turn(2, 6, "ababc")),
+        ("Q:aab", "Q:aaab", Turn(2, 5, "a")),
+        ("Q:", "Q:A.\n", Turn(2, 2, "A.\n")),
         ("R:A.\nQ:", "Q:A.\n", None),
         ("Q:A.\nQ:", "R:A.\n", None),
     ],
 )
 def test_find_turn(whole: str, after: str, turn: Turn | None) -> None:
     assert find_turn(whole, "Q:", after) == turn
+
+
+def test_a_long_turn_that_repeats_itself_is_found() -> None:
+    n = 100_000
+    assert find_turn(f"Q:{'ab' * n}c", "Q:", f"Q:{'ab' * n}{'ab' * n}") == Turn(2, 2 + 2 * n, "ab" * n)
 
 
 def test_nothing_but_tags_may_be_missing() -> None:

@@ -36,10 +36,28 @@ def find_turn(whole: str, before: str, after: str) -> Turn | None:
     if not whole.startswith(before) or not after.startswith(before):
         return None
     turn, start = after[len(before) :], len(before)
-    for skipped in range(len(turn) + 1):
-        if whole.startswith(turn[skipped:], start):
-            return Turn(start, start + len(turn) - skipped, turn[:skipped])
-    raise AssertionError("the empty text is at the beginning of any text")
+    length = len(turn) if whole.startswith(turn, start) else _overlap(turn, whole[start : start + len(turn)])
+    return Turn(start, start + length, turn[: len(turn) - length])
+
+
+def _overlap(text: str, following: str) -> int:
+    """The length of the longest end of a text that another one begins with.
+
+    Linear in both, by the matching of Knuth, Morris and Pratt: a turn may be long, and repeat itself.
+    """
+    borders = [0]  # for each beginning of `following`: how much of its end, less than all, is at its beginning too
+
+    def extended(length: int, character: str) -> int:
+        while length and following[length : length + 1] != character:
+            length = borders[length - 1]
+        return length + (following[length : length + 1] == character)
+
+    for character in following[1:]:
+        borders.append(extended(borders[-1], character))
+    length = 0
+    for character in text:
+        length = extended(length, character)
+    return length
 
 
 def is_complete(turn: Turn, text: str, message: Message) -> bool:
