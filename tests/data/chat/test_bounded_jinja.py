@@ -54,6 +54,8 @@ HOSTILE = {
     "a value formatted often by a mapping": "{{ ('{a}' * 10 ** 5).format_map({'a': 'x' * 10 ** 6}) }}",
     "a value formatted often by a filter": "{{ ('%(a)s' * 10 ** 5) | format(a='x' * 10 ** 6) }}",
     "pretty": "{{ ([range(99999) | list] * 9) | pprint }}",
+    "conditions": "".join(f"{{% set a{i} = {i} %}}{{% if a{i} %}}{{% endif %}}" for i in range(2000)),
+    "names in each include": "".join(f"{{% set a{i} = {i} %}}{{% include a{i} %}}" for i in range(1000)),
 }
 
 

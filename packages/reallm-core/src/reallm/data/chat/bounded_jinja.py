@@ -1,9 +1,9 @@
 """Runs chat templates, which are programs of strangers, within bounds of time and size.
 
 transformers runs them in jinja's sandbox, in which they reach nothing but what they are given. It bounds `range` alone:
-nested loops never end, and `'a' * 10 ** 12` fills the memory. Here loops and macros check the CPU time that was used,
-and whatever makes texts and lists counts their sizes before they are made. The CPU time is that of the thread, so that
-other work on the machine changes nothing. Imports no torch, but transformers for its environment.
+nested loops never end, and `'a' * 10 ** 12` fills the memory. Here loops, macros and jinja's compiler check the CPU
+time that was used, and whatever makes texts and lists counts their sizes before they are made. The CPU time is that of
+the thread, so that other work on the machine changes nothing. Imports no torch, but transformers for its environment.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_SECONDS = 1.0
 """Seconds of CPU time for rendering one conversation."""
-MAX_TEMPLATE = 1 << 20
-"""Characters of a template, some fifty times the longest ones in use."""
+MAX_TEMPLATE = 1 << 17
+"""Characters of a template, several times the longest ones in use."""
+MAX_BRANCHES = 10**6
+"""Conditions of a template times names in it: jinja's compiler copies all names for each condition."""
+MAX_PROGRAM = 1 << 22
+"""Characters of the Python program that jinja makes of a template."""
 MAX_CHARACTERS = 1 << 26
 """Characters of a rendered text, or of any text that a template makes."""
 MAX_WORK = 1 << 28
@@ -105,6 +109,10 @@ def _compiled(template: str) -> Template:
 
 
 class _Generator(CodeGenerator):
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
+        _BoundedEnvironment.tick()
+        return super().visit(node, *args, **kwargs)
+
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - jinja's name
         self.write("environment.concatenated((")
         for part in node.nodes:
@@ -119,15 +127,23 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
+        names = {node.name for node in tree.find_all(nodes.Name)}
+        if len(names) * sum(1 for _ in tree.find_all(nodes.If)) > MAX_BRANCHES:
+            raise BoundsError("it has too many conditions")
         repeated: list[Any] = list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)))
         for node in repeated:
             tick = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
             node.body.insert(0, nodes.ExprStmt(tick).set_lineno(node.lineno))
         return tree
 
+    def _compile(self, source: str, filename: str) -> Any:
+        if len(source) > MAX_PROGRAM:  # an `include` has all names in it
+            raise BoundsError("it makes a program that is too large")
+        return super()._compile(source, filename)
+
     @staticmethod
     def tick() -> None:
-        """Check the time; called in every iteration of a loop and at every call of a macro."""
+        """Check the time; called for every node that is compiled, iteration of a loop, and call of a macro."""
         if time.thread_time() > _used.until:
             raise BoundsError(f"it takes more than {MAX_SECONDS:g} s")
 
