@@ -2,7 +2,7 @@
 
 For each reader of `tests/fuzz/readers.py` files of a small corpus are changed at random, from a seed, and read in a
 process with a bound on its memory; a watchdog ends inputs that take more than five seconds of CPU time. For each other
-exception the first input is shown, and each message of several lines.
+exception the first input is shown.
 
     python benchmarks/fuzz.py --json figures.json
     python benchmarks/fuzz.py --minutes 1 --seed 7 config tokenizer
@@ -47,15 +47,10 @@ def main() -> None:
             header, line = as_table([result]).split("\n")
             print(line if len(results) > 1 else f"{header}\n{line}", flush=True)
     found = figures(results)
-    print(
-        f"{found['inputs']:,} inputs: {found['other_exceptions']:,} other exceptions, {found['hangs']:,} hangs, "
-        f"{sum(len(one.not_one_line) for one in results):,} messages of several lines"
-    )
+    print(f"{found['inputs']:,} inputs: {found['other_exceptions']:,} other exceptions, {found['hangs']:,} hangs")
     for one in results:
         for line, text in one.others.items():
             print(f"\n{one.name}: {line}\n{text}")
-        for text in one.not_one_line:
-            print(f"\n{one.name}, a message of several lines: {text!r}")
     write_json(arguments.json, found)
     sys.exit(1 if found["other_exceptions"] or found["hangs"] else 0)
 

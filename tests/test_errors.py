@@ -1,10 +1,16 @@
-"""What is suggested for a misspelt name, and what is not."""
+"""Messages are one line; what is suggested for a misspelt name, and what is not."""
 
 from __future__ import annotations
 
 import pytest
 
-from reallm.errors import close_matches, nearest
+from reallm.errors import DataError, NoSamplesError, ReallmError, close_matches, nearest
+
+
+@pytest.mark.parametrize("error", [ReallmError, DataError, NoSamplesError])
+def test_a_message_is_one_line_whatever_it_quotes(error: type[ReallmError]) -> None:
+    assert str(error("no column 'a\nb\x1b[2J', it has 'c'")) == r"no column 'a\nb\x1b[2J', it has 'c'"
+    assert str(error(str(error("a\n")))) == r"a\n"
 
 
 @pytest.mark.parametrize(

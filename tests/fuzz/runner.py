@@ -49,8 +49,6 @@ class Result:
     others: dict[str, str] = field(default_factory=dict)
     """A line for each place where another exception came from -> its first input and traceback."""
     n_others: int = 0
-    not_one_line: list[str] = field(default_factory=list)
-    """Messages of errors that are not one line."""
 
 
 def run(name: str, opened: Open, *, seed: int, n_inputs: int | None = None, seconds: float | None = None) -> Result:
@@ -155,10 +153,8 @@ def _work(
 def _read_one(result: Result, read: Read, content: bytes, i: int) -> None:
     try:
         read(content)
-    except ReallmError as error:
+    except ReallmError:
         result.n_refused += 1
-        if "\n" in str(error) and len(result.not_one_line) < 20:
-            result.not_one_line.append(str(error))
     except BaseException as error:  # what this is for: anything else
         result.n_others += 1
         frames = traceback.extract_tb(error.__traceback__)
@@ -189,7 +185,6 @@ def _added(result: Result, found: Result) -> Result:
         result.n_hangs,
         {**found.others, **result.others},
         result.n_others + found.n_others,
-        found.not_one_line,
     )
 
 

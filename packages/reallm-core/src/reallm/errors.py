@@ -9,9 +9,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from reallm.printable import printable_line
+
 
 class ReallmError(Exception):
-    """An error that the user can fix. The message is one line: what is wrong, where, and what to do."""
+    """An error that the user can fix. The message is one line: what is wrong, where, and what to do.
+
+    It may quote anything: ends of lines and control characters become escapes.
+    """
+
+    def __str__(self) -> str:
+        """The message."""
+        return printable_line(super().__str__())
 
 
 class ConfigError(ReallmError):

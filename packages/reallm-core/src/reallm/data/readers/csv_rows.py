@@ -10,7 +10,6 @@ from pathlib import Path
 from reallm.data.readers.record import Origin, Records
 from reallm.data.readers.text_lines import MAX_ROW, text_lines
 from reallm.errors import DataError, quoted
-from reallm.printable import printable_line
 
 
 def read_csv(path: Path, origin: Origin) -> Records:
@@ -55,9 +54,7 @@ def _rows(reader: Iterator[list[str]], lines: _Lines, origin: Origin) -> Records
             header = [name.strip() for name in values]
             _check_header(header, origin, lines.first)
         elif len(values) != len(header):
-            problem = (
-                f"number of values: found {len(values)}, wanted {len(header)}: {printable_line(quoted(header, 8))}"
-            )
+            problem = f"number of values: found {len(values)}, wanted {len(header)}: {quoted(header, 8)}"
             yield origin.wrong_line(DataError(f"{origin.place}:{lines.first}: {problem}"))
         else:
             yield origin.at_line(lines.first, dict(zip(header, values, strict=True)))

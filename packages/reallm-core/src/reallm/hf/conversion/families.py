@@ -12,7 +12,6 @@ from reallm.hf.conversion.transformers_io import obstacle_to_family
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
 from reallm.plugins.known import providers, suggested_first
-from reallm.printable import printable_line
 from reallm.specs import STANDARD_IMPLEMENTATION
 
 KIND = "family"
@@ -129,7 +128,7 @@ def _no_family(model_type: Any, architectures: tuple[str, ...]) -> str:
     """The error's text: no installed family reads this, which are installed, and what to install or write."""
     installed = registry.names(KIND)
     what = f"architecture {quoted(architectures)}" if model_type is None else f"model_type '{model_type}'"
-    text = f"no installed family reads {printable_line(what)}; installed: {', '.join(installed) or 'none'}"
+    text = f"no installed family reads {what}; installed: {', '.join(installed) or 'none'}"
     if not isinstance(model_type, str):
         return text
     obstacle = None if providers(KIND, model_type) else obstacle_to_family(model_type)
