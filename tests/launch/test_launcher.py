@@ -46,23 +46,26 @@ def test_of_several_that_end_the_killed_one_is_the_cause():
 
 
 class Signaller(threading.Thread):
-    """Sends SIGTERM to this process, so many times, once `n` processes have made a file `ready*` in the folder."""
+    """Sends a signal to this process, so many times, once `n` processes have made a file `ready*` in the folder."""
 
-    def __init__(self, folder: Path, n: int, times: int) -> None:
+    def __init__(self, folder: Path, n: int, times: int, number: signal.Signals = signal.SIGTERM) -> None:
         super().__init__()
-        self._folder, self._n, self._times = folder, n, times
+        self._folder, self._n, self._times, self._number = folder, n, times, number
         self.start()
 
     def run(self) -> None:
         while len(list(self._folder.glob("ready*"))) < self._n:
             time.sleep(0.05)
         for _ in range(self._times):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self._number)
             time.sleep(0.1)
 
 
-def test_a_signal_reaches_all_processes_and_the_launcher_waits_for_them(tmp_path: Path):
-    signaller = Signaller(tmp_path, n=2, times=1)
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGHUP, 2)])
+def test_a_signal_reaches_all_processes_and_the_launcher_waits_for_them(
+    tmp_path: Path, number: signal.Signals, times: int
+):
+    signaller = Signaller(tmp_path, n=2, times=times, number=number)
     code = f"""
 def stop(number, frame):
     time.sleep(1)  # longer than the grace for those who outlive a failure

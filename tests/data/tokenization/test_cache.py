@@ -16,9 +16,10 @@ import pytest
 from rich.console import Console
 
 from reallm.data import cache_folder
+from reallm.data.cache_folder import user_cache
 from reallm.data.row_sources import RowSource
 from reallm.data.tokenization import encoder_fingerprint, source_files
-from reallm.data.tokenization.cache import Entry, default_folder, entry_for, read_or_write
+from reallm.data.tokenization.cache import FOLDER, Entry, entry_for, read_or_write
 from reallm.data.tokenization.store import StoreBuilder, TokenStore, open_store
 from reallm.data.tokenization.walk import encode_source
 from reallm.errors import DataError
@@ -181,10 +182,10 @@ def test_what_is_small_or_no_file_or_has_a_strange_encoder_is_not_cached(rows: P
 
 def test_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "reallm" / "tokenized"
+    assert user_cache(FOLDER) == tmp_path / "reallm" / "tokenized"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_folder() == tmp_path / ".cache" / "reallm" / "tokenized"
+    assert user_cache(FOLDER) == tmp_path / ".cache" / "reallm" / "tokenized"
 
 
 def test_the_hash_of_an_unchanged_file_is_remembered_and_any_write_forgets_it(
@@ -257,7 +258,7 @@ def test_processes_that_need_the_same_tokens_take_turns(rows: Path, cached: Cach
     second.join()
     assert cached.n_tokenized == 0
     told = cached.output.getvalue().splitlines()
-    assert told[0] == "waiting for another process that is tokenizing the same rows"
+    assert told[0] == f"waiting for another process that is tokenizing the same rows (process {os.getpid()})"
     assert told[1].startswith("tokens of 5 rows are read from the cache: ")
     assert values(stores[0]) == values(stores[1])
 
@@ -308,7 +309,7 @@ def test_a_folder_that_cannot_be_written_to(rows: Path, tmp_path: Path) -> None:
         Cached(tmp_path / "file" / "cache")(rows)
 
 
-def test_a_default_folder_that_cannot_be_written_to_means_no_cache(
+def test_a_cache_folder_that_cannot_be_written_to_means_no_cache(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()

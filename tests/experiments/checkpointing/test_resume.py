@@ -89,7 +89,7 @@ def with_dropout(trainer: Trainer, tmp_path: Path) -> Trainer:
 
 @pytest.mark.parametrize(
     ("at", "number"),  # within an epoch, where an evaluation was due, in the second epoch
-    [(2, signal.SIGINT), (3, signal.SIGTERM), (5, signal.SIGINT)],
+    [(2, signal.SIGINT), (3, signal.SIGTERM), (5, signal.SIGHUP)],
 )
 def test_a_stopped_run_goes_on_bit_for_bit(
     with_dropout: Trainer, monkeypatch: pytest.MonkeyPatch, at: int, number: signal.Signals

@@ -74,3 +74,13 @@ def test_links_within_a_run_folder_and_to_it_are_fine(tmp_path):
     folder.point(folder.last_checkpoint, folder.checkpoint(1))
     with folder.locked():
         assert folder.lock_file.exists()
+
+
+def test_a_run_is_not_written_into_a_folder_that_another_user_has_put_where_everyone_can(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    tmp_path.chmod(0o1777)
+    assert RunFolder.create(tmp_path, "run", "sft").path == tmp_path / "run"
+    other = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    with pytest.raises(ConfigError, match=r"the run folder .*/run belongs to .*; give another name= or output_dir="):
+        RunFolder.create(tmp_path, "run", "sft")

@@ -6,6 +6,9 @@ import errno
 import fcntl
 import os
 from contextlib import suppress
+from pathlib import Path
+
+from reallm.other_users import user_name
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
 
@@ -24,6 +27,22 @@ def try_lock(descriptor: int) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
     return True
+
+
+def holder(descriptor: int) -> str:
+    """Which process has the lock of a file that is not ours, for the end of a message: ` (process 123 of bob)`.
+
+    Empty where the system does not say. Another user only has to read a file to lock it.
+    """
+    file = os.fstat(descriptor)
+    place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    with suppress(OSError, IndexError):
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            columns = line.split()  # `1: FLOCK  ADVISORY  WRITE 13478 fe:00:2383926 0 EOF`
+            if columns[1] == "FLOCK" and columns[5] == place:
+                owner = Path(f"/proc/{columns[4]}").stat().st_uid
+                return f" (process {columns[4]}{'' if owner == os.geteuid() else f' of {user_name(owner)}'})"
+    return ""
 
 
 def release(descriptor: int) -> None:

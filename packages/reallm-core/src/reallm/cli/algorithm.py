@@ -16,6 +16,7 @@ import typer
 
 from reallm.cli.preview import show_preview
 from reallm.cli.spawn import launch, run_worker
+from reallm.cli.streams import outliving_readers
 from reallm.errors import ConfigError
 from reallm.launch.rank_env import RankEnv
 from reallm.plugins import registry
@@ -58,7 +59,8 @@ def algorithm_command(name: str) -> Any:
         elif dry_run:
             _dry_run(name, config or [], arguments or [])
         else:
-            _run(name, config or [], arguments or [])
+            with outliving_readers():
+                _run(name, config or [], arguments or [])
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from reallm.cli.streams import outliving_readers
+
 
 def demo(
     algorithm: Annotated[
@@ -26,5 +28,7 @@ def demo(
     """Train a tiny model in three minutes and see what comes out."""
     from reallm.demo.run import run_demo
 
-    if run_demo(output_dir, steps, seed, algorithm=algorithm).interrupted:
+    with outliving_readers():
+        result = run_demo(output_dir, steps, seed, algorithm=algorithm)
+    if result.interrupted:
         raise typer.Exit(130)

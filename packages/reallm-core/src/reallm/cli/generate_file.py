@@ -11,6 +11,7 @@ from rich.console import Console
 
 from reallm.checkpoint.fingerprint import checkpoint_fingerprint
 from reallm.cli.generation_model import GivenModel, check_model, load_model
+from reallm.cli.streams import outliving_readers
 from reallm.data.tokenization.progress import RowProgress
 from reallm.errors import DataError, counted
 from reallm.generation.completion_file import CompletionFile, partial_folder
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from reallm.generation.config import GenerationConfig
 
 
+@outliving_readers()
 def generate_file(
     model: GivenModel,
     prompts_file: Path,

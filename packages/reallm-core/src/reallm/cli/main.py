@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from reallm.cli.push import push
 from reallm.cli.realloc import realloc
 from reallm.cli.runs import runs
 from reallm.cli.serve import serve
+from reallm.cli.streams import discard, open_closed_streams, output_problem, tell, tell_interrupted
 from reallm.cli.verify import verify
 from reallm.errors import ReallmError, did_you_mean, nearest
 from reallm.machine_errors import as_machine_error
@@ -139,7 +139,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Other exceptions are bugs and keep their traceback.
     """
-    _open_closed_streams()
+    open_closed_streams()
     try:
         Path.cwd()  # raises here if it no longer exists, and not in the middle of something
         code = app(list(arguments) or ["--help"], prog_name="reallm", standalone_mode=False)
@@ -149,47 +149,24 @@ def run(arguments: Sequence[str]) -> int:
     except UsageError as error:
         return _fail(_usage_problem(error, arguments))
     except BrokenPipeError:
-        _discard_output()  # the reader of a pipe (`| head`) has closed it
-        return 141
+        return _without_reader()
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # as rich ends
+            return _without_reader()
+        raise
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
         known = as_metadata_error(as_machine_error(error))
         full = isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full and (problem := _output_problem()):
+        if full and (problem := output_problem()):
             return _fail(f"standard output cannot be written: {problem}; free the disk, or write to another file")
         if known is error:
             raise
         return _fail(str(known))
     if code == 130:  # typer turns Ctrl-C into this code
-        sys.stderr.write("\ninterrupted\n")
+        tell_interrupted()
     return code if isinstance(code, int) else 0
-
-
-def _open_closed_streams() -> None:
-    """Put the null device in place of closed standard streams, so that no other file gets their numbers."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(descriptor, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
-
-
-def _output_problem() -> str | None:
-    """Why standard output cannot be written; None if it can."""
-    try:
-        sys.stdout.write("\n")  # a flush alone succeeds: what could not be written is dropped
-        sys.stdout.flush()
-    except OSError as error:
-        _discard_output()
-        return error.strerror
-    return None
-
-
-def _discard_output() -> None:
-    """Drop what is buffered for standard output, which cannot be written: flushing it at exit would fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage_problem(error: Any, arguments: Sequence[str]) -> str:
@@ -218,8 +195,14 @@ def _as_clause(message: str) -> str:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"error: {printable_line(message)}\n")
+    tell(f"error: {printable_line(message)}\n")
     return 2
+
+
+def _without_reader() -> int:
+    """Drop the rest of the output, whose reader (`| head`) has gone; the exit code is that of SIGPIPE."""
+    discard(sys.stdout)
+    return 141
 
 
 def main() -> None:

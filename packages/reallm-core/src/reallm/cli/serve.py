@@ -21,6 +21,7 @@ from reallm.cli.generation_model import (
     check_model,
     load_model,
 )
+from reallm.cli.streams import outliving_readers
 from reallm.errors import ConfigError
 from reallm.printable import printable
 from reallm.specs import STANDARD_IMPLEMENTATION
@@ -95,7 +96,7 @@ def serve(
         loaded.generate([[0]], max_new_tokens=1)  # damaged weights are found now, not with the first request
         engine = loaded.generation_engine(tokenizer, max_batch_tokens=max_batch_tokens, kv_cache_tokens=kv_cache_tokens)
         served = ServedModel.of(loaded.config, engine, tokenizer, name or _name(path), seed)
-        with EngineThread(engine) as thread, _printed_access_log():
+        with EngineThread(engine) as thread, outliving_readers(), _printed_access_log():
             app = create_app(served, thread, api_key=api_key)
             server = Server(app, thread, lambda: typer.echo(printable(_greeting(loaded, served, bound))))
             server.run(sockets=[bound])

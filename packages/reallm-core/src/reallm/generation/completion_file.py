@@ -18,6 +18,7 @@ from reallm.atomic_files import atomic_write, discard, errors_name
 from reallm.errors import DataError
 from reallm.file_locks import try_lock
 from reallm.foreign_files import json_or_none, read_json_object
+from reallm.other_users import planted_by
 from reallm.printable import json_line
 
 _ROWS, _SETTINGS = "rows.jsonl", "settings.json"
@@ -54,6 +55,8 @@ class CompletionFile:
         if path.exists() and not overwrite and not has_rows:
             raise DataError(f"{path} exists; give another --output, or --overwrite to replace it")
         with errors_name(path):
+            if (user := planted_by(folder)) is not None:
+                raise DataError(f"{folder} belongs to {user}; give another --output")
             folder.mkdir(exist_ok=True)
             rows = (folder / _ROWS).open("a+b", buffering=0)
         with rows:

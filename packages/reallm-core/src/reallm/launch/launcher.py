@@ -23,6 +23,7 @@ from reallm.launch.failure import claim_report
 from reallm.launch.job import DOING, RUN_FOLDER
 from reallm.launch.open_store import open_store_file
 from reallm.launch.rank_env import DEFAULT_PORT, RankEnv
+from reallm.launch.signals import stop_signals
 from reallm.launch.store import read_text
 from reallm.launch.store_file import StoreFile
 
@@ -78,8 +79,8 @@ class Launcher:
     def run(self) -> WorkerExit | None:
         """Start the processes and wait until all have ended; returns the first failure, or None if there is none.
 
-        SIGINT and SIGTERM are forwarded to the processes, which save and end. If this process is killed, they end at
-        once.
+        SIGINT, SIGTERM and SIGHUP are forwarded to the processes, which save and end. If this process is killed, they
+        end at once.
         """
         read_end, write_end = os.pipe()
         try:
@@ -159,12 +160,16 @@ class Launcher:
     @contextmanager
     def _forward_signals(self) -> Iterator[None]:
         def on_signal(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGHUP:
+                if self._n_signals:  # a shell repeats what the terminal has sent, and nobody asks to hurry
+                    return
+                number = signal.SIGTERM
             self._n_signals += 1
             for process in self._processes:
                 if process.poll() is None:
                     process.send_signal(number)
 
-        previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, on_signal) for number in stop_signals()}
         try:
             yield
         finally:

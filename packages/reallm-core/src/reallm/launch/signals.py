@@ -1,4 +1,4 @@
-"""Handling of Ctrl-C and SIGTERM, which stop a run between two steps, so that it can save whole checkpoints."""
+"""Signals that stop a run between two steps, so that it can save whole checkpoints: Ctrl-C, SIGTERM, SIGHUP."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 """Exit code of a run that the user stopped by a signal, as shells define it."""
 _MESSAGE = b"\nstopping after this step and saving; press Ctrl-C again to stop at once without saving\n"
+
+
+def stop_signals() -> list[signal.Signals]:
+    """SIGINT, SIGTERM, and SIGHUP, which a terminal sends when it closes; not the last if it is ignored (`nohup`)."""
+    is_hung_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if is_hung_up else [])]
 
 
 class StopRequest(Protocol):
@@ -45,7 +51,7 @@ class SynchronizedStop:
 
 @contextmanager
 def stop_requests(*, announce: bool = True) -> Iterator[threading.Event]:
-    """Context with an event that the first SIGINT or SIGTERM sets; a second SIGINT raises KeyboardInterrupt at once.
+    """Context with an event that the first of `stop_signals` sets; a second SIGINT raises KeyboardInterrupt at once.
 
     Outside the main thread, where Python allows no signal handlers, signals are left alone.
 
@@ -62,9 +68,10 @@ def stop_requests(*, announce: bool = True) -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
         if announce:
-            os.write(2, _MESSAGE)  # the signal may have interrupted a print()
+            with suppress(OSError):  # the terminal may be gone
+                os.write(2, _MESSAGE)  # the signal may have interrupted a print()
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, on_signal) for number in stop_signals()}
     try:
         yield stop
     finally:

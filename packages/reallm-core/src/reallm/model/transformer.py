@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reallm.compiled_code import check_own_folder
 from reallm.errors import ConfigError, PluginError, did_you_mean, quoted
 from reallm.model.activation_checkpointing import checkpoint, selective_checkpoint
 from reallm.model.adapted import adapters_off
@@ -205,6 +206,7 @@ class Transformer(nn.Module):
         if self.compile_blocker is not None:
             raise ConfigError(f"model.compile=true does not work with {self.compile_blocker}; leave model.compile out")
         check_compiler(next(self.parameters()).device)
+        check_own_folder()
         compiled = compile_blocks()
         _block_runner(self.gradient_checkpointing, compiled)
         self._compiled = compiled

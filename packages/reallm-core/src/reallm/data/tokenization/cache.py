@@ -18,24 +18,20 @@ from rich.console import Console
 
 from reallm.arguments import as_path
 from reallm.atomic_files import atomic_folder, remove_folder, sweep
-from reallm.data.cache_folder import cache_folder, can_write, is_unused
+from reallm.data.cache_folder import is_unused, named_cache, user_cache
 from reallm.data.row_sources import RowSource, Source
 from reallm.data.tokenization.encoder import RowEncoder
 from reallm.data.tokenization.encoder_fingerprint import encoder_fingerprint
 from reallm.data.tokenization.source_files import fingerprint, source_files
 from reallm.data.tokenization.store import HEADER, StoreBuilder, TokenStore, open_store
 from reallm.errors import DataError, counted
-from reallm.file_locks import release
+from reallm.file_locks import holder, release
 
 AUTO = "auto"
-"""The cache folder that stands for `default_folder()`."""
+"""The cache folder that stands for `FOLDER` in the user's cache."""
+FOLDER = "tokenized"
 MIN_BYTES = 8 * 2**20
 """Files smaller than this are tokenized so quickly that nothing is cached."""
-
-
-def default_folder() -> Path:
-    """`reallm/tokenized` in `$XDG_CACHE_HOME`, or else in `~/.cache`."""
-    return cache_folder("tokenized")
 
 
 @dataclass(frozen=True)
@@ -79,8 +75,8 @@ def entry_for(
     files = source_files(source)
     if cache_dir is None or not files or sum(file.stat().st_size for file in files.values()) < min_bytes:
         return None
-    top = default_folder() if cache_dir == AUTO else as_path(cache_dir)
-    if cache_dir == AUTO and not can_write(top):
+    top = user_cache(FOLDER) if cache_dir == AUTO else _named(as_path(cache_dir))
+    if top is None:
         return None
     row_source = RowSource.of(source)
     about = (row_source.format, sorted(row_source.columns.items()), row_source.split)
@@ -124,6 +120,19 @@ def read_or_write(entry: Entry, write: Callable[[StoreBuilder], None], console: 
         return open_store(folder)
 
 
+def _named(folder: Path) -> Path:
+    try:
+        return named_cache("dataset.cache_dir", folder)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot write {path}: {error.strerror}; choose another folder with dataset.cache_dir, or null for no cache"
+    )
+
+
 def _listed(files: Mapping[str, Path]) -> str:
     first = next(iter(files.values()))
     return f"{first} or another of {len(files):,} files" if len(files) > 1 else str(first)
@@ -142,18 +151,15 @@ def _lock(folder: Path, console: Console) -> Iterator[None]:
     """Hold the lock of an entry; the system releases it however this process ends."""
     path = folder.with_name(f"{folder.name}.lock")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror}; choose another folder with dataset.cache_dir, or null for no cache"
-        ) from error
+        raise _cannot_write(path, error) from error
     try:
         with suppress(OSError):  # a file system without locks: each process tokenizes, and the last one wins
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                _print(console, "waiting for another process that is tokenizing the same rows")
+                _print(console, f"waiting for another process that is tokenizing the same rows{holder(descriptor)}")
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -53,12 +53,13 @@ def _count_rows(path: Path) -> int | None:
     return None
 
 
-def fingerprint(files: Mapping[str, Path], memo_folder: Path) -> str:
+def fingerprint(files: Mapping[str, Path], memo_folder: Path | None) -> str:
     """SHA-256 of the names and contents of files.
 
-    Reading gigabytes at each start would take long, so the hash of a file is remembered in `memo_folder`, and used as
-    long as the file's size, inode and times of change are the same. Every write changes `ctime`, which no program can
-    set back; a file that was changed within the last seconds is not remembered, because time stamps are coarse.
+    Reading gigabytes at each start would take long, so the hash of a file is remembered in `memo_folder`, if there is
+    one, and used as long as the file's size, inode and times of change are the same. Every write changes `ctime`, which
+    no program can set back; a file that was changed within the last seconds is not remembered, because time stamps are
+    coarse.
 
     Raises:
         DataError: a file cannot be read.
@@ -69,23 +70,32 @@ def fingerprint(files: Mapping[str, Path], memo_folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _file_hash(path: Path, memo_folder: Path) -> str:
+def _file_hash(path: Path, memo_folder: Path | None) -> str:
     real = Path(os.path.realpath(path))
-    memo = memo_folder / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
+    name = f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
+    memo = None if memo_folder is None else memo_folder / name
     try:
         identity = _identity(real)
-        with suppress(DataError):
-            known = read_json_object(memo, error=DataError)
-            if known.get("identity") == identity and isinstance(known.get("sha256"), str):
-                return str(known["sha256"])
+        if memo is not None and (known := _remembered(memo, identity)) is not None:
+            return known
         with real.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        if _identity(real) == identity and time.time() - identity["ctime_ns"] / 1e9 > _SETTLED:
+        is_settled = _identity(real) == identity and time.time() - identity["ctime_ns"] / 1e9 > _SETTLED
+        if memo is not None and is_settled:
             with suppress(DataError), atomic_write(memo) as temporary:
                 temporary.write_text(json.dumps({"identity": identity, "sha256": found}), encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {short_reason(error)}") from error
     return found
+
+
+def _remembered(memo: Path, identity: Mapping[str, int]) -> str | None:
+    """The hash of the file with this identity, if it is remembered."""
+    with suppress(DataError):
+        known = read_json_object(memo, error=DataError)
+        if known.get("identity") == identity and isinstance(known.get("sha256"), str):
+            return str(known["sha256"])
+    return None
 
 
 def _identity(path: Path) -> dict[str, int]:

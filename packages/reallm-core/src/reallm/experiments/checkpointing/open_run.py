@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from reallm.config.load import default_settings
-from reallm.config.training import TrainingConfig
+from reallm.config.training import AUTO, TrainingConfig
 from reallm.experiments.checkpointing.resume import find_run
 from reallm.experiments.runs.files import is_run
-from reallm.experiments.runs.folder import RunFolder
+from reallm.experiments.runs.folder import RunFolder, check_not_planted
 from reallm.experiments.runs.info import read_run
 from reallm.experiments.runs.settings import Diff, diff, plain, read_settings, without_parallel
 from reallm.launch.job import RUN_FOLDER, Job
@@ -92,7 +92,10 @@ def earlier_run(config: TrainingConfig, settings: Mapping[str, Any]) -> RunFolde
     Raises:
         ConfigError: the run to resume does not exist.
     """
-    return find_run(config.resume, config.output_dir, config.name, settings, plain(default_settings(config)))
+    found = find_run(config.resume, config.output_dir, config.name, settings, plain(default_settings(config)))
+    if found is not None and config.resume == AUTO:  # any other is named on the command line
+        check_not_planted(found.path)
+    return found
 
 
 def _read(folder: RunFolder, config: TrainingConfig, settings: Mapping[str, Any], *, is_resume: bool) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from reallm.algorithms.precompute import input_hash, precompute
 from reallm.arguments import as_path
 from reallm.atomic_files import atomic_write
 from reallm.config.training import max_tokens_per_microbatch, model_args
-from reallm.data.cache_folder import cache_folder, can_write, is_unused
+from reallm.data.cache_folder import cache_folder, can_write, is_unused, named_cache, user_cache
 from reallm.data.datasets import Samples, own_cache_key
 from reallm.data.sample_fields import SampleField, load_fields, save_fields, sources_of, with_fields
 from reallm.data.tokenization.cache import AUTO
@@ -277,7 +277,7 @@ class Precomputation:
         ]
         return {
             DATA: self._input_hash(part),
-            WEIGHTS: fingerprint(files, cache_folder(FOLDER) / "files"),
+            WEIGHTS: fingerprint(files, None if (top := user_cache(FOLDER)) is None else top / "files"),
             SETTINGS: json.dumps(settings, sort_keys=True),
             CODE: _code(interface) or "",
             COMPUTATION: secrets.token_hex(8),
@@ -287,8 +287,9 @@ class Precomputation:
         """The hash of what the call reads; that of cached tokens is remembered, so that they are not read again."""
         key = own_cache_key(part.samples)
         about = json.dumps([key, part.call.inputs, versions()], sort_keys=True)
-        memo = cache_folder(FOLDER) / "inputs" / hashlib.sha256(about.encode()).hexdigest()[:32]
-        if key is not None:
+        top = None if key is None else user_cache(FOLDER)
+        memo = None if top is None else top / "inputs" / hashlib.sha256(about.encode()).hexdigest()[:32]
+        if memo is not None:
             with suppress(OSError, ValueError):
                 known = memo.read_text(encoding="ascii")
                 if re.fullmatch(r"[0-9a-f]{64}", known):
@@ -296,7 +297,7 @@ class Precomputation:
                     return known
         with RowProgress("comparing samples", partial(len, part.samples), console=self.console) as progress:
             found = input_hash(part.call, part.samples, progress.advance)
-        if key is not None:
+        if memo is not None:
             _remove_unused(memo.parent.glob("*"))
             with suppress(DataError), atomic_write(memo) as temporary:
                 temporary.write_text(found, encoding="ascii")
@@ -307,12 +308,19 @@ class Precomputation:
         cache_dir = getattr(self.plan.config.dataset, "cache_dir", AUTO)
         if cache_dir is None or not about[CODE]:
             return None
-        top = cache_folder(FOLDER) if cache_dir == AUTO else as_path(cache_dir) / FOLDER
-        if not can_write(top):
-            self._say(f"{call.name}: outputs are not cached, {top} cannot be written to")
+        top = user_cache(FOLDER) if cache_dir == AUTO else self._named_cache(as_path(cache_dir))
+        if top is None:
+            where = cache_folder(FOLDER) if cache_dir == AUTO else cache_dir
+            self._say(f"{call.name}: outputs are not cached, {where} cannot be written to")
             return None
         key = [call.name, call.outputs, *(about[name] for name in (DATA, WEIGHTS, SETTINGS, CODE))]
         return top / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.safetensors"
+
+    def _named_cache(self, folder: Path) -> Path | None:
+        with suppress(OSError):
+            top = named_cache("dataset.cache_dir", folder) / FOLDER
+            return top if can_write(top) else None
+        return None
 
     def _say(self, line: str) -> None:
         print_line(self.console, line)

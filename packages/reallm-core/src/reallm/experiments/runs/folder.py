@@ -20,9 +20,10 @@ import yaml
 from reallm.atomic_files import atomic_write, errors_name, sweep
 from reallm.config.trust import TRUST_CODE, settings_that_name_code
 from reallm.errors import ConfigError, DataError
-from reallm.file_locks import release, try_lock
+from reallm.file_locks import holder, release, try_lock
 from reallm.foreign_files import check_own_entries, read_bytes, reading
 from reallm.foreign_yaml import parse_yaml
+from reallm.other_users import planted_by
 
 LOCK = ".lock"
 TRAINING_STATE = "training_state"
@@ -52,6 +53,7 @@ class RunFolder:
                 number += 1
             if path.exists() and has_content(path):
                 raise ConfigError(f"run folder {path} exists and is not empty; give another name=, or remove it")
+            check_not_planted(path)
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
@@ -79,7 +81,9 @@ class RunFolder:
             with errors_name(self.lock_file):
                 is_ours = _lock(descriptor)
             if not is_ours:
-                raise ConfigError(f"another process is training in {self.path}; wait for it or stop it")
+                raise ConfigError(
+                    f"another process is training in {self.path}{holder(descriptor)}; wait for it or stop it"
+                )
             yield
         finally:
             release(descriptor)
@@ -220,6 +224,12 @@ class RunFolder:
         for folder in (self.path, self.checkpoints):
             with contextlib.suppress(OSError):
                 sweep(folder)
+
+
+def check_not_planted(path: Path) -> None:
+    """Raise a ConfigError if another user has made the folder of a run where everyone can."""
+    if (user := planted_by(path)) is not None:
+        raise ConfigError(f"the run folder {path} belongs to {user}; give another name= or output_dir=")
 
 
 def has_state(checkpoint: Path) -> bool:
