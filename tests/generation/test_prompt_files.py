@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,18 @@ def test_it_can_be_stopped_and_goes_on(prompts: Path, tmp_path: Path) -> None:
     assert not complete(prompts, tmp_path / "out.jsonl", stop_after=3)
     assert complete(prompts, tmp_path / "out.jsonl")
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_rows_that_another_user_has_put_where_everyone_can_are_not_gone_on_with(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "everyones"
+    (place / "out.jsonl.partial").mkdir(parents=True)
+    place.chmod(0o1777)
+    other = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    with pytest.raises(DataError, match=r"out\.jsonl\.partial belongs to .*; give another --output"):
+        complete(prompts, place / "out.jsonl")
 
 
 def test_a_short_row_waits_for_a_long_one_before_it(prompts: Path, tmp_path: Path) -> None:
