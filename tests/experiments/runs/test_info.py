@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from reallm.experiments.runs import files as run_files
 from reallm.experiments.runs import folder as run_folder
 from reallm.experiments.runs.info import RunError, find_run, list_runs, read_run
+from reallm.file_locks import is_locked
 from tests.helpers.run_folders import write_run
 
 
@@ -50,7 +50,7 @@ def test_looking_at_a_lock_makes_no_file_and_keeps_nobody_out(tmp_path):
     assert read_run(path).status == "killed"
     with (path / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if the reader still held it
-        assert run_files.is_locked(path / ".lock") is True
+        assert is_locked(path / ".lock") is True
 
 
 def test_where_locks_do_not_work_the_summary_is_believed(tmp_path, monkeypatch):

@@ -29,6 +29,33 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def wait_for_lock(descriptor: int) -> None:
+    """Lock an open file as soon as no other process has it; raises OSError on a file system that has no locks."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether a process has locked a file; None if that is unknown, on a file system that has no locks.
+
+    A file that does not exist is not locked, and is not made.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def holder(descriptor: int) -> str:
     """Which process has the lock of a file that is not ours, for the end of a message: ` (process 123 of bob)`.
 

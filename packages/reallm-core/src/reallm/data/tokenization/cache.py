@@ -6,7 +6,6 @@ entry at the same time take turns: one writes it, the others wait and read it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ from reallm.data.tokenization.encoder_fingerprint import encoder_fingerprint
 from reallm.data.tokenization.source_files import fingerprint, source_files
 from reallm.data.tokenization.store import HEADER, StoreBuilder, TokenStore, open_store
 from reallm.errors import DataError, counted
-from reallm.file_locks import holder, release
+from reallm.file_locks import holder, release, try_lock, wait_for_lock
 
 AUTO = "auto"
 """The cache folder that stands for `FOLDER` in the user's cache."""
@@ -155,12 +154,10 @@ def _lock(folder: Path, console: Console) -> Iterator[None]:
     except OSError as error:
         raise _cannot_write(path, error) from error
     try:
-        with suppress(OSError):  # a file system without locks: each process tokenizes, and the last one wins
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with suppress(OSError):  # without locks each process tokenizes, and the last one wins
+            if not try_lock(descriptor):
                 _print(console, f"waiting for another process that is tokenizing the same rows{holder(descriptor)}")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                wait_for_lock(descriptor)
         yield
     finally:
         release(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -63,25 +62,3 @@ def _objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         value = json_or_none(line)
         if isinstance(value, dict):
             yield value
-
-
-def is_locked(lock: Path) -> bool | None:
-    """Whether a process holds the lock of a run; None if that is unknown, on a file system without locks.
-
-    A file that does not exist is not locked, and is not created.
-    """
-    try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-    return False

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reallm.errors import DataError, ReallmError, nearest
-from reallm.experiments.runs.files import is_locked, is_run, json_object, last_json_lines
+from reallm.experiments.runs.files import is_run, json_object, last_json_lines
 from reallm.experiments.runs.folder import RunFolder, has_state
 from reallm.experiments.runs.metrics import is_evaluation, is_loss, is_number, is_reward
+from reallm.file_locks import is_locked
 from reallm.foreign_files import reading
 
 Status = Literal["running", "done", "stopped", "failed", "killed"]
