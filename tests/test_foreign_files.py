@@ -141,7 +141,6 @@ WITH_MESSAGES_OF_THEIR_OWN = {
     "data/serialization.py": "it tries whether a dtype can be saved",
     "foreign_files.py": "the boundary",
     "launch/store.py": "another process is to blame, not a file",
-    "serving/app.py": "an error of the API",
     "serving/bodies.py": "an error of the API, with the place",
     "serving/token_texts.py": "bytes of a token that are no text are shown",
 }

@@ -38,6 +38,7 @@ from reallm.hf.conversion.families import get_family
 from reallm.hf.conversion.transformers_io import end_of_sequence_ids, load_tokenizer, transformers_config
 from reallm.parallel.layout import Layout
 from reallm.plugins import finder, registry
+from reallm.serving.bodies import parse_body
 from reallm.serving.engine_requests import chat_requests, completion_requests
 from reallm.serving.errors import APIError
 from reallm.serving.requests import ChatCompletionRequest, CompletionRequest
@@ -339,10 +340,7 @@ def _request(folder: Path) -> tuple[Sequence[bytes], Read]:
 
     def read(content: bytes) -> object:
         try:
-            body = json.loads(content)  # as the server's framework reads it
-        except (ValueError, RecursionError):  # both are answered as a bad request by the framework
-            raise DataError("the body is not JSON") from None
-        try:
+            body = parse_body(content, "application/json")
             if isinstance(body, dict) and "messages" in body:
                 return chat_requests(ChatCompletionRequest.model_validate(body), served)
             return completion_requests(CompletionRequest.model_validate(body), served)

@@ -83,12 +83,9 @@ def _endpoints(served: ServedModel, engine: EngineThread) -> APIRouter:
         content, content_type = await read_body(request), request.headers.get("Content-Type", "")
 
         def translated() -> tuple[B, list[EngineRequest]]:
-            try:
-                body = kind.model_validate(parse_body(content, content_type))
-                served.check_name(body.model)
-                return body, translate(body, served)
-            except RecursionError:
-                raise APIError("the body is nested too deeply") from None
+            body = kind.model_validate(parse_body(content, content_type))
+            served.check_name(body.model)
+            return body, translate(body, served)
 
         body, requests = await asyncio.get_running_loop().run_in_executor(tokenizing, translated)
         answer = request.state.answer = engine.submit(requests)

@@ -10,6 +10,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reallm.foreign_files import parse_json
 from reallm.machine_memory import give_back_freed_memory
 from reallm.serving.errors import APIError, ClientGoneError
 
@@ -89,7 +90,7 @@ def parse_body(body: bytes, content_type: str) -> Any:
     """The value that a body has in JSON.
 
     Raises:
-        APIError: it is not sent as JSON, or is none.
+        APIError: it is not sent as JSON, is none, or is nested too deeply.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
@@ -97,7 +98,9 @@ def parse_body(body: bytes, content_type: str) -> Any:
     if not body:
         raise APIError("the request has no body; it must be a JSON object")
     try:
-        return json.loads(body)
+        return parse_json(body)
+    except RecursionError:
+        raise APIError("the body is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise APIError(f"the body is not JSON: {error.msg} at character {error.pos}") from None
     except UnicodeDecodeError:
