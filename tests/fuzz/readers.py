@@ -264,7 +264,7 @@ def _training_state(folder: Path) -> tuple[Sequence[bytes], Read]:
 def _checksums(folder: Path) -> tuple[Sequence[bytes], Read]:
     for name in ("a.json", "b.safetensors"):
         (folder / name).write_text(name)
-    write_checksums(folder)
+    write_checksums(folder, {})
     return [(folder / CHECKSUMS).read_bytes()], _writing(folder / CHECKSUMS, lambda: verify_checksums(folder))
 
 

@@ -10,8 +10,8 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,10 +235,10 @@ def train_on_a_disk_that_gets_full(rank: int, config: SFTConfig) -> tuple[str, s
     """What was printed, and the error; from the second save on rank 1 cannot write."""
     write = saving.write_file
 
-    def full(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    def full(path: Path, *arguments: Any) -> None:
         if rank == 1 and "step-000001" not in str(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, tensors)
+        write(path, *arguments)
 
     printed = io.StringIO()
     saving.write_file = full
@@ -271,11 +271,11 @@ def train_and_die(rank: int, config: SFTConfig) -> None:
     """Rank 1 is gone in the middle of the second save."""
     write = saving.write_file
 
-    def die(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    def die(path: Path, *arguments: Any) -> None:
         if rank == 1 and "step-000002" in str(path):
             path.write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
-        write(path, tensors)
+        write(path, *arguments)
 
     saving.write_file = die
     train(rank, 2, config)

@@ -15,6 +15,7 @@ from reallm.checkpoint.distributed_save import (
     dtypes_of_all_stages,
     write_tensors_distributed,
 )
+from reallm.checkpoint.hashing import Checksums
 from reallm.checkpoint.save import Export, ExportOptions, is_unrelated_file, write_file, write_json, write_tokenizer
 from reallm.hf.conversion.adapter_config import adapter_config
 from reallm.hf.conversion.adapter_tensors import adapter_tensors
@@ -44,8 +45,11 @@ class AdapterExport(ExportOptions):
     local_tensors: Mapping[str, Tensor]
     """This rank's boxes of the parameters; not copies."""
 
-    def write_into(self, folder: Path) -> None:
-        """Write the files into an existing folder; all ranks of the layout call it, and fail together."""
+    def write_into(self, folder: Path, checksums: Checksums | None = None) -> None:
+        """Write the files into an existing folder; all ranks of the layout call it, and fail together.
+
+        For `checksums`, see `Export`.
+        """
         with fail_together(self.mesh):
             if is_leader(self.mesh):
                 write_json(folder / ADAPTER_CONFIG_NAME, adapter_config(self.family, self.config, self.base))
@@ -56,7 +60,7 @@ class AdapterExport(ExportOptions):
                 one.name: one.pack([self.local_tensors[name].detach() for name in one.parameters]).cpu()
                 for one in tensors
             }
-            write_file(folder / ADAPTER_WEIGHTS_NAME, content)
+            write_file(folder / ADAPTER_WEIGHTS_NAME, content, checksums)
             return
         dtypes = dtypes_of_all_stages(self.mesh, self.local_tensors)
         to_write = [
@@ -72,7 +76,13 @@ class AdapterExport(ExportOptions):
         ]
         boxes = {rank: local_boxes(self.config, self.mesh.layout, rank) for rank in self.mesh.layout.ranks}
         write_tensors_distributed(
-            folder, self.mesh, to_write, boxes, self.local_tensors, file_name=ADAPTER_WEIGHTS_NAME
+            folder,
+            self.mesh,
+            to_write,
+            boxes,
+            self.local_tensors,
+            file_name=ADAPTER_WEIGHTS_NAME,
+            checksums=checksums,
         )
 
 

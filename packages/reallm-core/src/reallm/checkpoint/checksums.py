@@ -3,6 +3,8 @@
 A folder with `checksums.json` has the size of each of its files and XXH3, with 64 bits, of each 32 MiB of it, and that
 of its own list. A folder within it that has such a file itself, as the training state has, counts as a folder of its
 own. They find damage, not forgery: who can change a file can change its checksum too.
+
+Those of tensors are computed from the memory that is written: so they also find what went wrong on the way to the disk.
 """
 
 from __future__ import annotations
@@ -10,36 +12,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from xxhash import xxh3_64, xxh3_64_hexdigest
+from xxhash import xxh3_64_hexdigest
 
-from reallm.atomic_files import flush, reraise
+from reallm.atomic_files import reraise
+from reallm.checkpoint.hashing import Checksum, checksums_of
 from reallm.errors import CheckpointError, quoted
 from reallm.foreign_files import parse_json, read_bytes, reading
-from reallm.launch.cores import n_cores
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.object_collectives import all_gather_json, fail_together, is_leader
 
 CHECKSUMS = "checksums.json"
 _FORMAT = 2
-_BLOCK = 1 << 20
-_PART = 32 * _BLOCK
-"""Bytes of a file that are read by one thread."""
 _ALL_LISTED = (".safetensors", ".json", ".jinja")
 """Suffixes of files that could change what is read of a folder: one that is not in its list is an error."""
-
-
-class Checksum(NamedTuple):
-    """The checksum of a file."""
-
-    size: int
-    parts: tuple[str, ...]
-    """XXH3 of each part of the file, in hexadecimal."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +41,29 @@ class Compared:
     """The folders without checksums, as those of earlier versions are."""
 
 
-def write_checksums(folder: Path, inner: Sequence[str] = (), mesh: Mesh | None = None) -> None:
-    """Write the checksums of all files in a folder, and make the files durable meanwhile.
+def write_checksums(
+    folder: Path, known: Mapping[Path, Checksum], inner: Sequence[str] = (), mesh: Mesh | None = None
+) -> None:
+    """Write the checksums of all files in a folder.
 
     Args:
         folder: the folder; its files are complete.
+        known: the checksums of files that this process has written; others are read.
         inner: folders in it that get checksums of their own, if they exist.
-        mesh: mesh of the ranks that share the work, all of which call this; None: this process does it alone.
+        mesh: mesh of the ranks that have written the files, all of which call this; None: this process is alone.
     """
-    tops = [folder, *(folder / name for name in inner if (folder / name).is_dir())]
-    files = [path for top in tops for path in _files(top, tops)]
-    mine = files if mesh is None else files[mesh.layout.ranks.index(mesh.rank) :: mesh.layout.size]
-    with fail_together(mesh):
-        found = {path.relative_to(folder).as_posix(): one for path, one in _checksums(mine, durably=True)}
+    by_name = {path.relative_to(folder).as_posix(): one for path, one in known.items()}
     if mesh is not None and mesh.layout.size > 1:
-        by_rank = all_gather_json(found, mesh.all).values()
-        found = {name: Checksum(size, tuple(parts)) for one in by_rank for name, (size, parts) in one.items()}
+        by_rank = all_gather_json(by_name, mesh.all).values()
+        by_name = {name: Checksum(size, tuple(parts)) for one in by_rank for name, (size, parts) in one.items()}
     with fail_together(mesh):
         if is_leader(mesh):
-            for top in tops:
-                names = {path: path.relative_to(folder).as_posix() for path in _files(top, tops)}
-                _write(top, {path.relative_to(top).as_posix(): found[name] for path, name in names.items()})
+            found = {folder / name: one for name, one in by_name.items()}
+            tops = [folder, *(folder / name for name in inner if (folder / name).is_dir())]
+            files = {top: _files(top, tops) for top in tops}
+            found |= checksums_of([path for paths in files.values() for path in paths if path not in found])
+            for top, paths in files.items():
+                _write(top, {path.relative_to(top).as_posix(): found[path] for path in paths})
 
 
 def verify_checksums(folder: Path, inner: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> Compared:
@@ -100,7 +91,7 @@ def verify_checksums(folder: Path, inner: Sequence[str] = (), share: tuple[int, 
         if path not in expected and path.suffix in _ALL_LISTED:
             raise CheckpointError(f"{path} was not there when this was saved; {_remedy(path, tops, 'remove it')}")
     number, of = share
-    changed = [path for path, one in _checksums(list(expected)[number::of]) if one != expected[path]]
+    changed = [path for path, one in checksums_of(list(expected)[number::of]).items() if one != expected[path]]
     if changed:
         more = f" (and {quoted([path.name for path in changed[1:]], 3)})" if changed[1:] else ""
         raise CheckpointError(f"{changed[0]}{more} has other bytes than when it was saved; {_remedy(changed[0], tops)}")
@@ -119,28 +110,6 @@ def _files(top: Path, tops: Sequence[Path]) -> list[Path]:
         folders[:] = sorted(name for name in folders if Path(folder, name) not in tops)
         found += [Path(folder, name) for name in sorted(names) if name != CHECKSUMS]
     return found
-
-
-def _checksums(paths: Sequence[Path], *, durably: bool = False) -> Iterator[tuple[Path, Checksum]]:
-    """The checksums of files, computed in other threads; `durably` flushes them to disk meanwhile."""
-    with ThreadPoolExecutor(min(4, n_cores())) as pool:
-        sizes = [path.stat().st_size for path in paths]
-        parts = [pool.map(partial(_part, path), range(0, size, _PART)) for path, size in zip(paths, sizes, strict=True)]
-        if durably:
-            for path in paths:
-                flush(path)
-        for path, size, found in zip(paths, sizes, parts, strict=True):
-            yield path, Checksum(size, tuple(found))
-
-
-def _part(path: Path, start: int) -> str:
-    part, block, rest = xxh3_64(), memoryview(bytearray(_BLOCK)), _PART
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        while rest and (n := file.readinto(block[: min(rest, _BLOCK)])):
-            part.update(block[:n])
-            rest -= n
-    return part.hexdigest()
 
 
 def _write(top: Path, checksums: Mapping[str, Checksum]) -> None:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from reallm.atomic_files import AnyPath, atomic_folder, flush
 from reallm.checkpoint.file_plan import File, assign_writers, plan_files, write_rounds
+from reallm.checkpoint.hashing import Checksums
 from reallm.checkpoint.save import ExportOptions, is_unrelated_file, write_file, write_index, write_small_files
 from reallm.errors import DataError, short_reason
 from reallm.hf.conversion.mapping import weight_mappings
@@ -76,8 +76,10 @@ class ShardedExport(ExportOptions):
     local_tensors: Mapping[str, Tensor]
     """This rank's boxes of the parameters, as given by `local_boxes`; not copies."""
 
-    def write_into(self, folder: Path) -> None:
+    def write_into(self, folder: Path, checksums: Checksums | None = None) -> None:
         """Write the files into an existing folder; all ranks of the layout call it, and fail together.
+
+        For `checksums`, see `Export`: each rank gets those of its own files.
 
         Raises:
             ReallmError: what went wrong and on which rank.
@@ -100,7 +102,13 @@ class ShardedExport(ExportOptions):
             for item, name in enumerate(mapping.hf_names)
         ]
         write_tensors_distributed(
-            folder, self.mesh, tensors, boxes, self.local_tensors, max_shard_size=self.max_shard_size
+            folder,
+            self.mesh,
+            tensors,
+            boxes,
+            self.local_tensors,
+            max_shard_size=self.max_shard_size,
+            checksums=checksums,
         )
 
 
@@ -154,7 +162,13 @@ def _broadcast_folder(new: Path | None, mesh: Mesh) -> Path:
     return folder
 
 
-def save_optimizer_tensors(folder: Path, mesh: Mesh, config: ReaLModelConfig, tensors: Mapping[str, Tensor]) -> None:
+def save_optimizer_tensors(
+    folder: Path,
+    mesh: Mesh,
+    config: ReaLModelConfig,
+    tensors: Mapping[str, Tensor],
+    checksums: Checksums | None = None,
+) -> None:
     """Write the unsharded tensors of an optimizer, such as moments; all ranks of the layout call it.
 
     Args:
@@ -164,6 +178,7 @@ def save_optimizer_tensors(folder: Path, mesh: Mesh, config: ReaLModelConfig, te
         tensors: tensors of this rank, named `<anything>/<parameter>` or `<anything>/<parameter>/<anything>`; each has
             the shape of this rank's box of the parameter, or is the same on all ranks that have it, such as a count of
             steps or the variances of the rows of a whole matrix.
+        checksums: see `ShardedExport.write_into`.
 
     Raises:
         ReallmError: what went wrong and on which rank.
@@ -194,7 +209,7 @@ def save_optimizer_tensors(folder: Path, mesh: Mesh, config: ReaLModelConfig, te
         for name, dtype in dtypes.items()
     ]
     if to_write:
-        write_tensors_distributed(folder, mesh, to_write, boxes, tensors)
+        write_tensors_distributed(folder, mesh, to_write, boxes, tensors, checksums=checksums)
 
 
 def parameter_of(name: str) -> str:
@@ -225,6 +240,7 @@ def write_tensors_distributed(
     *,
     max_shard_size: int | str = "5GB",
     file_name: str | None = None,
+    checksums: Checksums | None = None,
 ) -> None:
     """Write tensors as safetensors files with an index; all ranks of the layout call it.
 
@@ -236,6 +252,7 @@ def write_tensors_distributed(
         local_tensors: this rank's boxes of the sources.
         max_shard_size: see `ShardedExport`.
         file_name: name of a single file for all of them, which the first rank writes; None: files as transformers has.
+        checksums: see `ShardedExport.write_into`.
 
     Raises:
         ReallmError: what went wrong and on which rank.
@@ -255,7 +272,7 @@ def write_tensors_distributed(
         content = _gather_files(files_of_round, by_name, owners, boxes, local_tensors, mesh)
         with fail_together(mesh):
             if own_file is not None:
-                _write_durably(folder / own_file.name, content)
+                _write_durably(folder / own_file.name, content, checksums)
     with fail_together(mesh):
         if is_leader(mesh) and len(files) > 1:
             n_parameters = sum(Box.whole(tensor.shape).numel for tensor in tensors)
@@ -318,10 +335,10 @@ def _gather_files(
     }
 
 
-def _write_durably(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_durably(path: Path, tensors: Mapping[str, Tensor], checksums: Checksums | None) -> None:
     """Write a file and fsync it, since the leader, which syncs the folder, may be on another machine."""
     try:
-        write_file(path, tensors)
+        write_file(path, tensors, checksums)
         flush(path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise DataError(f"cannot write {path}: {short_reason(error)}") from error

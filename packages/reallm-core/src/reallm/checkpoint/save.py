@@ -15,6 +15,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from reallm.atomic_files import atomic_folder
+from reallm.checkpoint.hashing import Checksums, write_with_checksum
 from reallm.errors import ConfigError
 from reallm.foreign_files import read_json_object
 from reallm.hf.checkpoint_folder import files_of
@@ -29,11 +30,12 @@ from reallm.hf.file_names import (
     TOKENIZER_FILES,
     WEIGHTS_NAME,
 )
-from reallm.tensor_files import save_tensors
+from reallm.tensor_files import file_pieces, save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_METADATA = {"format": "pt"}  # asked for by transformers
 _CHECKPOINT_FILES = (
     *(pattern.partition("/")[0] for pattern in SMALL_FILES),
     INDEX_NAME,
@@ -78,10 +80,15 @@ class Export(ExportOptions):
     """Tensors by their names in the checkpoint, in the order of the files; converted and moved to the CPU one shard at
     a time."""
 
-    def write_into(self, folder: Path) -> None:
-        """Write the files into an existing folder; an interruption may leave it incomplete."""
+    def write_into(self, folder: Path, checksums: Checksums | None = None) -> None:
+        """Write the files into an existing folder; an interruption may leave it incomplete.
+
+        Args:
+            folder: the folder.
+            checksums: if given, those of the files with tensors are added to it.
+        """
         write_small_files(folder, self.hf_config, carry_from=self.carry_from, tokenizer=self.tokenizer)
-        write_tensors(folder, self.tensors, dtype=self.dtype, max_shard_size=self.max_shard_size)
+        write_tensors(folder, self.tensors, dtype=self.dtype, max_shard_size=self.max_shard_size, checksums=checksums)
 
 
 def write_checkpoint(folder: str | Path, export: Export) -> None:
@@ -102,13 +109,15 @@ def write_tensors(
     *,
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
+    checksums: Checksums | None = None,
 ) -> None:
     """Write tensors as `model.safetensors`, or as several files with an index; see `Export` for the arguments."""
     on_meta = _on_meta(tensors)
     sizes = {name: tensor.numel() * (dtype or tensor.dtype).itemsize for name, tensor in on_meta.items()}
     shards = plan_shards(sizes, max_shard_size)
     for file_name, names in shards.items():
-        write_file(folder / file_name, {name: tensors[name].detach().to("cpu", dtype) for name in names})
+        content = {name: tensors[name].detach().to("cpu", dtype) for name in names}
+        write_file(folder / file_name, content, checksums)
     if len(shards) > 1:
         write_index(folder, shards, sum(sizes.values()), sum(tensor.numel() for tensor in on_meta.values()))
 
@@ -131,10 +140,13 @@ def plan_shards(sizes: Mapping[str, int], max_shard_size: int | str) -> dict[str
     return split.filename_to_tensors
 
 
-def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write CPU tensors as one safetensors file."""
+def write_file(path: Path, tensors: Mapping[str, Tensor], checksums: Checksums | None = None) -> None:
+    """Write CPU tensors as one safetensors file, whose checksum is added to `checksums` if these are given."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_tensors(contiguous, path, {"format": "pt"})
+    if checksums is None:
+        save_tensors(contiguous, path, _METADATA)
+    else:
+        checksums[path] = write_with_checksum(path, file_pieces(contiguous, _METADATA))
 
 
 def write_index(folder: Path, shards: Mapping[str, Sequence[str]], n_bytes: int, n_parameters: int) -> None:

@@ -24,7 +24,7 @@ from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
 from reallm.errors import DataError, counted
 from reallm.foreign_files import parse_json, reading
-from reallm.tensor_files import save_tensors
+from reallm.tensor_files import bytes_of, save_tensors
 
 HEADER = "reallm.sample_fields"
 VERSION = 1
@@ -179,4 +179,4 @@ def load_fields(path: str | os.PathLike[str]) -> tuple[dict[str, SampleField], d
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return zlib.crc32(bytes_of(tensor))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as safetensors_bytes
 
 from reallm.atomic_files import atomic_write
 from reallm.data.array import Array, describe
@@ -24,7 +22,7 @@ from reallm.data.namedarray import NamedArray, Value, flatten, from_flattened
 from reallm.errors import DataError
 from reallm.foreign_files import parse_json, reading
 from reallm.machine_errors import raise_shortage
-from reallm.tensor_files import save_tensors
+from reallm.tensor_files import DTYPE_NAMES, file_pieces, save_tensors
 
 HEADER = "reallm.namedarray"
 VERSION = 1
@@ -49,7 +47,7 @@ def to_bytes(batch: NamedArray) -> bytes:
     Raises:
         DataError: the format lacks a dtype; names the field.
     """
-    return safetensors_bytes(*_encode(batch))
+    return b"".join(file_pieces(*_encode(batch)))
 
 
 def from_bytes(data: bytes) -> NamedArray:
@@ -120,26 +118,15 @@ def _kind(value: Value) -> str:
 
 
 def _tensor(name: str, array: Array) -> torch.Tensor:
-    """A contiguous copy in host memory: the format refuses tensors that share memory."""
+    """A contiguous tensor in host memory; arrays, which may be read-only, are copied."""
     try:
         if isinstance(array, np.ndarray):
             tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
         else:
-            tensor = array.detach().to("cpu", copy=True).resolve_conj().resolve_neg().contiguous()
+            tensor = array.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
     except (RuntimeError, TypeError, ValueError) as error:
         raise_shortage(error)
         raise DataError(f"field '{name}': {describe(array)} cannot be saved") from error
-    if not _has(tensor.dtype):
+    if tensor.dtype not in DTYPE_NAMES:
         raise DataError(f"field '{name}': {describe(array)} cannot be saved")
     return tensor
-
-
-@cache
-def _has(dtype: torch.dtype) -> bool:
-    """Whether the format has a dtype."""
-    try:
-        safetensors_bytes({"": torch.empty(0, dtype=dtype)})
-    except (KeyError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        raise_shortage(error)
-        return False
-    return True

@@ -18,6 +18,7 @@ from reallm.atomic_files import errors_name, remove_folder
 from reallm.checkpoint.adapter_save import ModelExport
 from reallm.checkpoint.checksums import write_checksums
 from reallm.checkpoint.distributed_save import atomic_folder_distributed
+from reallm.checkpoint.hashing import Checksums
 from reallm.errors import DataError
 from reallm.experiments.checkpointing.state_file import Best
 from reallm.experiments.checkpointing.train_state import (
@@ -154,20 +155,21 @@ class Checkpointer:
         followers: Mapping[str, ModelExport | None],
     ) -> None:
         mesh = self._mesh
+        checksums: Checksums = {}
         with atomic_folder_distributed(save.path, mesh) as new:
             for role, export in exports.items():
                 with fail_together(mesh):
                     if export is not None:
                         # the original checkpoint may be gone by now; tokenizer files are copied from save to save
                         before = None if self.newest is None else _within(self.newest, role, len(exports))
-                        _write_model(_within(new, role, len(exports)), export, before or export.carry_from)
-            write_state(new, state, exports, mesh)
+                        _write_model(_within(new, role, len(exports)), export, before or export.carry_from, checksums)
+            write_state(new, state, exports, mesh, checksums)
             for role, export in followers.items():
                 with fail_together(mesh):
                     if export is not None:
-                        _write_model(follower_folder(new, role), export, None)
+                        _write_model(follower_folder(new, role), export, None, checksums)
             save.is_read.set()
-            write_checksums(new, (TRAINING_STATE,), mesh)
+            write_checksums(new, checksums, (TRAINING_STATE,), mesh)
         with fail_together(mesh):
             if is_leader(mesh):
                 self._link(save.path, state.best)
@@ -193,10 +195,10 @@ class Checkpointer:
                     remove_folder(path)
 
 
-def _write_model(folder: Path, export: ModelExport, carry_from: Path | None) -> None:
+def _write_model(folder: Path, export: ModelExport, carry_from: Path | None, checksums: Checksums) -> None:
     """Write a model into a folder; all ranks of its layout call this."""
     folder.mkdir(parents=True, exist_ok=True)
-    dataclasses.replace(export, carry_from=carry_from).write_into(folder)
+    dataclasses.replace(export, carry_from=carry_from).write_into(folder, checksums)
 
 
 def _within(checkpoint: Path, role: str, n_roles: int) -> Path:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from reallm.checkpoint.adapter_save import ModelExport
 from reallm.checkpoint.distributed_save import save_optimizer_tensors
+from reallm.checkpoint.hashing import Checksums
 from reallm.checkpoint.reader import open_checkpoint
 from reallm.checkpoint.save import Export, write_tensors
 from reallm.data.namedarray import NamedArray
@@ -82,6 +83,7 @@ def write_state(
     state: TrainState,
     exports: Mapping[str, ModelExport | None],
     mesh: Mesh | None = None,
+    checksums: Checksums | None = None,
 ) -> None:
     """Write the state into the folder of a checkpoint, which exists; the caller makes it atomic.
 
@@ -90,6 +92,7 @@ def write_state(
         state: state of the run; the engines of sharded models hold the shards of this rank.
         exports: exports of the models, by role, the same roles on all ranks; None on a rank that holds nothing of one.
         mesh: mesh of all ranks of the job, which call this together; None: this process is alone.
+        checksums: if given, those of the files with tensors of engines that this rank writes are added to it.
     """
     top = folder / TRAINING_STATE
     with fail_together(mesh):
@@ -98,7 +101,7 @@ def write_state(
     for role, export in exports.items():
         with fail_together(mesh):
             if export is not None and role in state.engines:
-                _write_tensors(top / role, state.engines[role], export)
+                _write_tensors(top / role, state.engines[role], export, checksums)
     with fail_together(mesh):
         if state.rollouts:
             (top / ROLLOUTS).mkdir(exist_ok=True)
@@ -125,14 +128,14 @@ def write_state(
             (top / rank_file(mesh.rank)).write_text(json.dumps(of_rank), encoding="utf-8")
 
 
-def _write_tensors(folder: Path, engine: EngineState, export: ModelExport) -> None:
+def _write_tensors(folder: Path, engine: EngineState, export: ModelExport, checksums: Checksums | None) -> None:
     """Write the tensors of an engine; all ranks of its model's layout call this."""
     tensors = {f"moments/{name}": tensor for name, tensor in engine.moments.items()}
     tensors |= {f"weights/{name}": tensor for name, tensor in engine.weights.items()}
     if not isinstance(export, Export) and export.mesh is not None and export.mesh.layout.size > 1:
-        save_optimizer_tensors(folder, export.mesh, export.config, tensors)
+        save_optimizer_tensors(folder, export.mesh, export.config, tensors, checksums)
     elif tensors:
-        write_tensors(folder, tensors)
+        write_tensors(folder, tensors, checksums=checksums)
 
 
 def _engine_steps(state: TrainState, mesh: Mesh | None) -> dict[str, Any]:
