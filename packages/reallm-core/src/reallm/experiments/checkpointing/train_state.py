@@ -167,9 +167,7 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
     Raises:
         CheckpointError: the state is damaged, or was written by a later reallm; names the file.
     """
-    folder = checkpoint / TRAINING_STATE
-    weights = f"{path_key(RunFolder(checkpoint.parent.parent).config)}={checkpoint}"
-    remedy = f"the optimizer's state is lost: start a new run from the weights, {weights}"
+    folder, remedy = checkpoint / TRAINING_STATE, _remedy(checkpoint)
     path = folder / "state.json"
     with reading(path, remedy, problem="is damaged"):
         content = parse_json(read_bytes(path))
@@ -178,11 +176,8 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
         found = StateFile.of(content)
         if step_of(checkpoint.name) not in (None, found.step):
             raise ValueError(f"'step' is {found.step}, in the checkpoint {checkpoint.name}")
-        of_rank = RankFile.of(content)
-    own = folder / rank_file(rank)
-    if own.is_file():
-        with reading(own, remedy, problem="is damaged"):
-            of_rank = RankFile.of(parse_json(read_bytes(own)))
+        of_first = RankFile.of(content)
+    of_rank = read_rank_file(checkpoint, rank) or of_first
     with reading(folder, remedy, problem="is damaged"):
         state = TrainState(
             found.step,
@@ -199,6 +194,24 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
             _read_rollouts(folder / ROLLOUTS),
         )
     return state, dict(found.versions)
+
+
+def read_rank_file(checkpoint: Path, rank: int) -> RankFile | None:
+    """Read what a rank other than 0 has for itself in a checkpoint; None if it did not exist when that was saved.
+
+    Raises:
+        CheckpointError: the file is damaged; names it.
+    """
+    path = checkpoint / TRAINING_STATE / rank_file(rank)
+    if not path.is_file():
+        return None
+    with reading(path, _remedy(checkpoint), problem="is damaged"):
+        return RankFile.of(parse_json(read_bytes(path)))
+
+
+def _remedy(checkpoint: Path) -> str:
+    weights = f"{path_key(RunFolder(checkpoint.parent.parent).config)}={checkpoint}"
+    return f"the optimizer's state is lost: start a new run from the weights, {weights}"
 
 
 def _read_engine(folder: Path, numbers: Mapping[str, int]) -> EngineState:

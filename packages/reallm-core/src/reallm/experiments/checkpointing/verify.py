@@ -9,7 +9,7 @@ from pathlib import Path
 from reallm.checkpoint.checksums import Compared, verify_checksums
 from reallm.checkpoint.reader import open_checkpoint
 from reallm.errors import CheckpointError, ReallmError
-from reallm.experiments.checkpointing.train_state import read_state
+from reallm.experiments.checkpointing.train_state import read_rank_file, read_state
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, has_state, n_ranks
 from reallm.hf.checkpoint_folder import is_model_folder, read_hf_config
 from reallm.hf.file_names import CONFIG_NAME
@@ -54,8 +54,9 @@ def verify(paths: list[Path]) -> Iterator[Verified]:
             if is_model_folder(path):
                 _read_headers(path)
             if has_state(path):
-                for rank in range(n_ranks(path)):
-                    step = read_state(path, rank)[0].step
+                step = read_state(path)[0].step
+                for rank in range(1, n_ranks(path)):
+                    read_rank_file(path, rank)
         except ReallmError as error:
             problem = str(error)
         yield Verified(path, compared, step, problem)
