@@ -310,7 +310,7 @@ def errors_name(final: Path, *, unless_of_others: bool = False) -> Iterator[None
 
 
 def _is_of_system(error: Exception) -> bool:
-    is_of_rust = "(os error " in str(error)  # safetensors
+    is_of_rust = "(os error " in str(error)  # tokenizers, safetensors
     is_of_library = not isinstance(error, ReallmError) and (is_of_rust or shortage(error) is not None)
     return isinstance(error, OSError) or is_of_library
 
