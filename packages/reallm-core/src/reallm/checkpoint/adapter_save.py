@@ -48,7 +48,7 @@ class AdapterExport(ExportOptions):
     def write_into(self, folder: Path, checksums: Checksums | None = None) -> None:
         """Write the files into an existing folder; all ranks of the layout call it, and fail together.
 
-        For `checksums`, see `Export`.
+        For `checksums`, see `Export.write_into`.
         """
         with fail_together(self.mesh):
             if is_leader(self.mesh):

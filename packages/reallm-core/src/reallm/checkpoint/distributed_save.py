@@ -79,7 +79,7 @@ class ShardedExport(ExportOptions):
     def write_into(self, folder: Path, checksums: Checksums | None = None) -> None:
         """Write the files into an existing folder; all ranks of the layout call it, and fail together.
 
-        For `checksums`, see `Export`: each rank gets those of its own files.
+        For `checksums`, see `Export.write_into`: each rank gets those of its own files.
 
         Raises:
             ReallmError: what went wrong and on which rank.

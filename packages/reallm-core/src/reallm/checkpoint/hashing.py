@@ -32,8 +32,7 @@ Checksums = dict[Path, Checksum]
 def write_with_checksum(path: Path, pieces: Sequence[memoryview]) -> Checksum:
     """Write a file, and compute the checksum of its pieces in another thread meanwhile.
 
-    The thread does not wait for what has been written: it takes a fourth of the time, and two cores that read the same
-    memory at the same time would hold each other up.
+    The thread does not keep step with the writing: two cores that read the same memory at once hold each other up.
 
     Raises:
         OSError: the file cannot be written.
@@ -65,13 +64,13 @@ def _part(path: Path, start: int) -> str:
 
 def _xxh3_of_parts(pieces: Iterable[memoryview]) -> tuple[str, ...]:
     """XXH3 of each part of a file, given its pieces in order."""
-    parts, room = list[xxh3_64](), 0
+    parts, size = list[xxh3_64](), 0
     for piece in pieces:
         rest = piece
         while rest:
-            if not room:
+            if size % _PART == 0:
                 parts.append(xxh3_64())
-                room = _PART
-            parts[-1].update(rest[:room])
-            rest, room = rest[room:], max(room - len(rest), 0)
+            now = rest[: _PART - size % _PART]
+            parts[-1].update(now)
+            rest, size = rest[len(now) :], size + len(now)
     return tuple(part.hexdigest() for part in parts)
