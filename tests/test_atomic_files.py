@@ -14,7 +14,7 @@ import pytest
 from safetensors import SafetensorError
 
 from reallm import atomic_files as files
-from reallm.atomic_files import atomic_folder, atomic_write, recover_folder
+from reallm.atomic_files import atomic_folder, atomic_write, errors_name, recover_folder
 from reallm.errors import DataError
 
 
@@ -95,6 +95,13 @@ def test_a_full_disk_leaves_the_old_content_and_names_the_path(tmp_path: Path, e
         assert caught.value.__cause__ is error
         assert "\n" not in str(caught.value)
     assert content(tmp_path) == {"x": "old", "folder/a": "old"}
+
+
+def test_an_error_that_names_the_path_is_not_told_twice(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with pytest.raises(DataError, match=rf"^cannot write {path}: Error while [^:]+: .+$"), errors_name(path):  # noqa: SIM117
+        with atomic_folder(path):
+            raise FULL_DISK[-1]
 
 
 def test_a_real_write_beyond_the_limit_leaves_the_old_content(tmp_path: Path) -> None:

@@ -107,6 +107,14 @@ reallm.cli.main.main = main
 """
 
 
+def test_a_command_that_cannot_be_imported_for_lack_of_memory_is_one_line() -> None:
+    before = INTERRUPTED_WHILE_IMPORTED.replace("KeyboardInterrupt", "MemoryError")
+    program = f"{before}\nfrom reallm.__main__ import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: more memory is asked for than this process can have")
+
+
 @pytest.mark.parametrize("before", [INTERRUPTED_WHILE_IMPORTED, INTERRUPTED_IN_A_CALLBACK])
 def test_ctrl_c_ends_the_command_wherever_it_is(before: str) -> None:
     program = f"{before}\nfrom reallm.__main__ import main\nmain()"

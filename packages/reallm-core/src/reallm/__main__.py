@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from reallm.cli.streams import tell_interrupted
+from reallm.cli.streams import tell, tell_interrupted
 from reallm.launch.end_with_launcher import end_with_launcher
 from reallm.launch.signals import INTERRUPTED
+from reallm.machine_errors import as_machine_error
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -21,17 +23,28 @@ def main() -> None:
     end_with_launcher()  # before what takes longer to import
     sys.unraisablehook = _raise_interrupts_again
     try:
-        from reallm.cli.main import main as command
-        from reallm.compiled_code import use_own_folder
-
-        use_own_folder()
-        command()
+        _imported_command()()
     except KeyboardInterrupt:
         tell_interrupted()
         sys.exit(INTERRUPTED)
     finally:  # only Python's own end is left, which would answer Ctrl-C with a traceback
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _imported_command() -> Callable[[], None]:
+    """The command, unless this process cannot have the memory or the files to import it."""
+    try:
+        from reallm.cli.main import main as command
+        from reallm.compiled_code import use_own_folder
+    except Exception as error:
+        known = as_machine_error(error)
+        if known is error:
+            raise
+        tell(f"error: {known}\n")
+        sys.exit(2)
+    use_own_folder()
+    return command
 
 
 def _raise_interrupts_again(discarded: UnraisableHookArgs) -> None:

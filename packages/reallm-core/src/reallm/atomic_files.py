@@ -303,6 +303,8 @@ def errors_name(final: Path, *, unless_of_others: bool = False) -> Iterator[None
     try:
         yield
     except Exception as error:
+        if isinstance(error, DataError) and str(final) in str(error):
+            raise  # it says so already
         if _is_full_disk(error) or (_is_of_system(error) and not (unless_of_others and _is_of_others(error, final))):
             lacking = None if isinstance(error, OSError) else shortage(error)
             raise DataError(f"cannot write {final}: {lacking or short_reason(error)}") from error
