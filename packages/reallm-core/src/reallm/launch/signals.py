@@ -24,6 +24,26 @@ def stop_signals() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if is_hung_up else [])]
 
 
+def leave_signals_to_parent() -> None:
+    """Do nothing at a signal that reaches a whole job: the process that started this one decides, and ends it.
+
+    For a process that ends with its parent. Programs and processes that it starts itself have the usual handling.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _do_nothing)  # unlike an ignored signal, it is not handed on to other programs
+    os.register_at_fork(after_in_child=_handle_as_usual)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+def _handle_as_usual() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class StopRequest(Protocol):
     """A flag that is set when the user asks to stop, such as a `threading.Event`."""
 

@@ -40,6 +40,7 @@ class WorkerProcess:
             module_command("reallm.rewards.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            process_group=0,  # Ctrl-C does not reach it, not even while Python starts
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         self._buffer = b""

@@ -20,6 +20,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from reallm.launch.signals import leave_signals_to_parent
+
 GRACE_S = 5.0
 """Seconds after its time-out at which a call ends the process by itself, if nobody else has."""
 
@@ -31,7 +33,7 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(2, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which then ends this process
+    leave_signals_to_parent()
     received: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read, args=(lines, received), daemon=True).start()
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
 from reallm.data.tokenization.encoder import encode_batch
+from reallm.launch.signals import leave_signals_to_parent
 
 READY = "ready"
 
@@ -25,7 +25,7 @@ def main(descriptor: int) -> None:
     The answers are `READY` (or None if the encoder cannot be unpickled here), then for each batch an `EncodedBatch`,
     or None if anything goes wrong: the other process then encodes the batch itself, and meets the error.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the other process decides
+    leave_signals_to_parent()
     connection = Connection(descriptor)
     requests: SimpleQueue[bytes] = SimpleQueue()
     # A thread reads ahead, so that the other process is never stuck in sending while this one is stuck in answering.

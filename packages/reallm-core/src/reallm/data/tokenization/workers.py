@@ -132,6 +132,7 @@ def _start(encoder: bytes) -> _Worker:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C does not reach it, not even while Python starts
             env={**os.environ, **single_threaded},
         )
     except BaseException:
