@@ -225,7 +225,7 @@ def test_recovering_does_nothing_where_nothing_was_lost(tmp_path: Path) -> None:
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 KILL_AT_EVERY_STEP = """

@@ -18,5 +18,5 @@ def test_a_module_is_taken_from_the_working_folder_only_if_this_process_would_ta
     (tmp_path / "this.py").write_text("print('from the working folder')")  # `this` of Python prints the Zen
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [first, *filter(None, sys.path)])
-    printed = subprocess.run(module_command("this"), capture_output=True, text=True, check=True, timeout=60).stdout
+    printed = subprocess.run(module_command("this"), capture_output=True, text=True, check=True, timeout=240).stdout
     assert ("working folder" in printed) == (first == "")

@@ -95,7 +95,7 @@ def step_while_rank_2_is_free(rank: int) -> tuple[dict[str, float], list[int]]:
     generate, inference, train_step, after_step = actor.generate, ref.inference, actor.train_step, results.after_step
 
     def wait_and_train(*args: Any) -> Any:
-        store.wait(["rank 2 is at the end"], timedelta(seconds=30))
+        store.wait(["rank 2 is at the end"], timedelta(seconds=240))
         return train_step(*args)
 
     def arrive(*args: Any) -> Any:

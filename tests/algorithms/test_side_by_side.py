@@ -43,7 +43,7 @@ class Meets:
         store.set(f"{context.step} {self._name} {dist.get_rank()}", "")
         meeting = next((names for names in MEETINGS if self._name in names), set())
         here = [(name, rank) for name in meeting for rank in Layout.parse(RANKS[name]).ranks]
-        store.wait([f"{context.step} {name} {rank}" for name, rank in here], timedelta(seconds=30))
+        store.wait([f"{context.step} {name} {rank}" for name, rank in here], timedelta(seconds=240))
         n = n_samples(batch)
         return NamedArray(**{self._name: torch.ones(n)}).with_metadata(
             seqlens={self._name: [(1,)] * n}, ids=batch.metadata["ids"]

@@ -44,6 +44,6 @@ def reallm(tmp_path: Path) -> Reallm:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("reallm")), *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)
 
     return run

@@ -197,6 +197,8 @@ def save_without_rank_1(rank: int, out: Path) -> str:
 
 def test_a_rank_that_is_missing_while_files_are_gathered_is_named(tmp_path):
     error, _ = on_ranks(2, save_without_rank_1, tmp_path)
-    assert re.match(r"rank 0 waited 4\.\d s for rank 1 to send 'm for w': that rank is missing, stuck, or waits", error)
+    assert re.match(
+        r"rank 0 waited \d+\.\d s for rank 1 to send 'm for w': that rank is missing, stuck, or waits", error
+    )
     (tensor,) = tensors_of(tmp_path).values()
     assert torch.equal(tensor, torch.arange(12.0).view(4, 3).bfloat16())

@@ -33,7 +33,7 @@ def reallm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
 def command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     """Runs `python -m reallm` in a process of its own."""
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120, **options
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=240, **options
     )
 
 

@@ -137,7 +137,7 @@ def test_nothing_heavy_is_imported(tmp_path):
     write_run(tmp_path / "runs" / "a", status="running")
     code = "import sys; from reallm.cli.main import run; run(['runs']); print('imported:', *sorted(sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, cwd=tmp_path
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240, cwd=tmp_path
     )
     table, _, imported = done.stdout.partition("imported:")
     assert "killed" in table

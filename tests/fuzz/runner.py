@@ -28,7 +28,7 @@ Open = Callable[[Path], tuple[Sequence[bytes], Read]]
 
 HANG = 5.0
 """Seconds of CPU time after which an input counts as a hang."""
-WAIT = 60.0
+WAIT = 180.0
 """Seconds after which an input that does not use the CPU counts as a hang."""
 MEMORY = 1 << 30
 """Bytes of address space that an input may take in addition to what the process has."""

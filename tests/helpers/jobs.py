@@ -76,11 +76,11 @@ class Command:
                 [*through, sys.executable, *under, *run], env=variables, stdout=out, stderr=err
             )
 
-    def wait_for(self, text: str, timeout_s: float = 90.0) -> None:
+    def wait_for(self, text: str, timeout_s: float = 240.0) -> None:
         """Wait until the command has printed a text."""
         self.wait_until(lambda: text in self._out.read_text(), f"'{text}'", timeout_s)
 
-    def wait_until(self, is_so: Callable[[], object], what: str, timeout_s: float = 90.0) -> None:
+    def wait_until(self, is_so: Callable[[], object], what: str, timeout_s: float = 240.0) -> None:
         """Wait for a condition that holds while the command runs."""
         until = time.monotonic() + timeout_s
         while not is_so():
@@ -88,7 +88,7 @@ class Command:
             assert time.monotonic() < until, f"no {what} in {timeout_s} s:\n{self._out.read_text()}"
             time.sleep(0.005)
 
-    def end(self, timeout_s: float = 90.0) -> CommandResult:
+    def end(self, timeout_s: float = 240.0) -> CommandResult:
         """Wait for the command to end."""
         try:
             code = self.process.wait(timeout_s)
@@ -194,7 +194,7 @@ def _parent(process: Path) -> int | None:
         return None  # the process has ended meanwhile
 
 
-def ended_soon(pid: int, timeout_s: float = 60.0) -> None:
+def ended_soon(pid: int, timeout_s: float = 180.0) -> None:
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
         try:

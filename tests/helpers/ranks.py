@@ -48,7 +48,7 @@ class RankError(AssertionError):
 
 
 def on_ranks(
-    n: int, work: Callable[..., Any], *args: Any, timeout_s: float = 120.0, group_timeout_s: float = 60.0
+    n: int, work: Callable[..., Any], *args: Any, timeout_s: float = 300.0, group_timeout_s: float = 180.0
 ) -> list[Any]:
     """`[work(0, *args), work(1, *args), ...]`, each in a process of its own with `torch.distributed` on gloo.
 
@@ -82,7 +82,7 @@ def on_ranks(
     return [results[rank] for rank in range(n)]
 
 
-def wait_until(is_so: Callable[[], object], timeout_s: float = 60.0) -> None:
+def wait_until(is_so: Callable[[], object], timeout_s: float = 180.0) -> None:
     """Wait, on a rank, for what another one does: a file that it makes."""
     until = time.monotonic() + timeout_s
     while not is_so():

@@ -72,7 +72,7 @@ def running_server(
         address = url(bound)
         serving.start()
         try:
-            assert started.wait(60)
+            assert started.wait(240)
             yield RunningServer(address, model, tokenizer, engine, thread, server)
         finally:
             server.should_exit = True

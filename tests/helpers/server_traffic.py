@@ -99,7 +99,7 @@ class ServerTraffic:
             await loop.sock_sendall(connection, sent)
             await wait
             try:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(240):
                     while data := await loop.sock_recv(connection, 1 << 16):
                         received += data
             except ConnectionError:

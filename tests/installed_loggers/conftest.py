@@ -35,7 +35,7 @@ def part_of_a_run(tmp_path: Path) -> PartOfARun:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
         assert done.returncode == 0, done.stdout

@@ -16,7 +16,7 @@ from reallm.launch.failure import is_peer_error, message_to_print
 from reallm.launch.job import Job
 from reallm.launch.store import StoreWithTimeout
 
-SOON = timedelta(seconds=20)
+SOON = timedelta(seconds=240)
 
 
 def on_threads(n: int, work: Callable[[Job], Any]) -> list[Any]:
@@ -63,8 +63,11 @@ def test_equal_ranks_continue_and_can_compare_again():
 
 def test_a_rank_that_does_not_come_is_named():
     def work(job: Job) -> None:
-        if job.rank != 2:
+        if job.rank == 0:
+            assert job.wait_for("values/settings/1", SOON)
             check_same_on_all_ranks(job, "settings", {}, timedelta(seconds=0.2))
+        elif job.rank == 1:
+            check_same_on_all_ranks(job, "settings", {}, SOON)
 
     first, second, _ = on_threads(3, work)
     assert str(first) == str(second)
@@ -101,27 +104,26 @@ def test_waiting_for_rank_0_times_out():
     assert str(second).startswith("rank 0 (never seen) did not answer within 0.2 s")
 
 
-@pytest.fixture
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failure, "WAIT_FOR_RANK0_S", 1.0)
-    monkeypatch.setattr(failure, "WAIT_FOR_CAUSE_S", 1.0)
+def waiting(monkeypatch: pytest.MonkeyPatch, *, for_rank0: float = 60.0, for_cause: float = 60.0) -> None:
+    """Ranks wait so many seconds for another one to report; a minute only if none does."""
+    monkeypatch.setattr(failure, "WAIT_FOR_RANK0_S", for_rank0)
+    monkeypatch.setattr(failure, "WAIT_FOR_CAUSE_S", for_cause)
 
 
-@pytest.mark.usefixtures("_short_waits")
-def test_rank_0_reports_an_error_that_all_ranks_have():
+def test_rank_0_reports_an_error_that_all_ranks_have(monkeypatch: pytest.MonkeyPatch):
+    waiting(monkeypatch)
     assert on_threads(3, lambda job: message_to_print(job, ConfigError("lr=0"))) == ["lr=0", None, None]
 
 
-@pytest.mark.usefixtures("_short_waits")
-def test_a_rank_reports_an_error_that_it_alone_has():
+def test_a_rank_reports_an_error_that_it_alone_has(monkeypatch: pytest.MonkeyPatch):
     def work(job: Job) -> str | None:
         lost = RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer [127.0.0.1]:35187")
         return message_to_print(job, DataError("no such file") if job.rank == 2 else lost)
 
+    waiting(monkeypatch, for_rank0=0.1)
     assert on_threads(3, work) == [None, None, "rank 2: no such file"]
 
 
-@pytest.mark.usefixtures("_short_waits")
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize(
     ("lost", "message"),
@@ -136,11 +138,18 @@ def test_a_rank_reports_an_error_that_it_alone_has():
         ),
     ],
 )
-def test_a_rank_that_does_not_answer_is_named(n, lost, message):
+def test_a_rank_that_does_not_answer_is_named(n, lost, message, monkeypatch: pytest.MonkeyPatch):
+    others = threading.Barrier(n - 1, timeout=60)
+
     def work(job: Job) -> str | None:
         job.set(f"process/{job.rank}", f"node7 {job.rank + 100}")
-        return None if job.rank == 1 else message_to_print(job, RuntimeError(lost))
+        if job.rank == 1:
+            return None
+        job.set(f"lost_a_peer/{job.rank}", "")  # which they do themselves, but not at the same time
+        others.wait()
+        return message_to_print(job, RuntimeError(lost))
 
+    waiting(monkeypatch, for_cause=0.1)
     reported = [text for text in on_threads(n, work) if text]
     assert reported == [f"rank 1 (process 101 on node7) {message}"]
 

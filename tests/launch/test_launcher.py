@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from reallm.launch import launcher
 from reallm.launch.launcher import Launcher
 from tests.helpers.jobs import ended_soon
 
-SLEEP = "time.sleep(60)"
+SLEEP = "time.sleep(600)"
 
 
 def launched(code: str, n: int = 3) -> launcher.WorkerExit | None:
@@ -46,28 +47,31 @@ def test_of_several_that_end_the_killed_one_is_the_cause():
 
 
 class Signaller(threading.Thread):
-    """Sends a signal to this process, so many times, once `n` processes have made a file `ready*` in the folder."""
+    """Sends signals to this process, each once the folder has `n` files `<name>*`; then makes a file `sent` there."""
 
-    def __init__(self, folder: Path, n: int, times: int, number: signal.Signals = signal.SIGTERM) -> None:
-        super().__init__()
-        self._folder, self._n, self._times, self._number = folder, n, times, number
+    def __init__(self, folder: Path, n: int, sent: Sequence[tuple[str, signal.Signals]]) -> None:
+        super().__init__(daemon=True)
+        self._folder, self._n, self._sent = folder, n, sent
         self.start()
 
     def run(self) -> None:
-        while len(list(self._folder.glob("ready*"))) < self._n:
-            time.sleep(0.05)
-        for _ in range(self._times):
-            os.kill(os.getpid(), self._number)
-            time.sleep(0.1)
+        for name, number in self._sent:
+            while len(list(self._folder.glob(f"{name}*"))) < self._n:
+                time.sleep(0.02)
+            os.kill(os.getpid(), number)
+        (self._folder / "sent").touch()
 
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGHUP, 2)])
 def test_a_signal_reaches_all_processes_and_the_launcher_waits_for_them(
     tmp_path: Path, number: signal.Signals, times: int
 ):
-    signaller = Signaller(tmp_path, n=2, times=times, number=number)
+    Signaller(tmp_path, n=2, sent=[("ready", number), ("asked", number)][:times])
     code = f"""
 def stop(number, frame):
+    open(f'{tmp_path}/asked{{rank}}', 'w').close()
+    while not os.path.exists('{tmp_path}/sent'):
+        time.sleep(0.02)
     time.sleep(1)  # longer than the grace for those who outlive a failure
     open(f'{tmp_path}/ended{{rank}}', 'w').close()
     sys.exit(0)
@@ -76,19 +80,18 @@ open(f'{tmp_path}/ready{{rank}}', 'w').close()
 {SLEEP}
 """
     assert launched(code, n=2) is None
-    signaller.join()
     assert len(list(tmp_path.glob("ended*"))) == 2
 
 
 def test_after_a_second_signal_processes_are_killed(tmp_path: Path):
-    signaller = Signaller(tmp_path, n=2, times=2)
+    Signaller(tmp_path, n=2, sent=[("ready", signal.SIGTERM), ("asked", signal.SIGTERM)])
     code = f"""
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda number, frame: open(f'{tmp_path}/asked{{rank}}', 'w').close())
 open(f'{tmp_path}/ready{{rank}}', 'w').close()
-{SLEEP}
+while True:
+    {SLEEP}
 """
     ended = launched(code, n=2)
-    signaller.join()
     assert ended.user_stopped
     assert ended.signal_name == "SIGKILL"
 
@@ -99,8 +102,8 @@ from pathlib import Path
 import torch
 from reallm.launch.job import Job
 from reallm.launch.rank_env import RankEnv
-job = Job.connect(RankEnv.from_environment(os.environ), timedelta(seconds=30))
-with job.process_groups(torch.device("cpu"), timedelta(seconds=30)):
+job = Job.connect(RankEnv.from_environment(os.environ), timedelta(seconds=240))
+with job.process_groups(torch.device("cpu"), timedelta(seconds=240)):
     sockets = {os.stat(f"/proc/{pid}/fd/{fd}").st_ino for pid in (os.getpid(), os.getppid())
                for fd in os.listdir(f"/proc/{pid}/fd") if os.path.exists(f"/proc/{pid}/fd/{fd}")}
     lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]

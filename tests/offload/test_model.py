@@ -191,7 +191,7 @@ def test_a_model_larger_than_the_memory_limit_serves(tmp_path):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -50,7 +50,7 @@ class Takes:
         written = [float(batch[key].max()) for key in self._call.inputs if key != "prompt_ids"]
         keys = {rank: f"{context.seed} {self._call.name} {rank}" for rank in self._ranks}
         store.set(keys[dist.get_rank()], repr(max(self._clock.now, *written, 0.0)))
-        store.wait(list(keys.values()), timedelta(seconds=30))
+        store.wait(list(keys.values()), timedelta(seconds=240))
         self._clock.now = max(float(store.get(key)) for key in keys.values()) + self._seconds
         self._clock.ends[self._call.name] = self._clock.now
         n = n_samples(batch)

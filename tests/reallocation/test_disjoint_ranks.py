@@ -70,7 +70,7 @@ def lose_rank_1(rank: int, folder: Path, has_moved_before: bool) -> str:
 @pytest.mark.parametrize("has_moved_before", [False, True], ids=["never-there", "lost-later"])
 def test_a_missing_rank_is_named_and_does_not_disturb_other_ranks(tmp_path, has_moved_before):
     error, *_ = on_ranks(4, lose_rank_1, tmp_path, has_moved_before)
-    assert error.startswith("rank 0 waited 4.")
+    assert error.startswith("rank 0 waited ")
     assert "s for rank 1 to " in error
     assert "'layers." in error
 

@@ -70,14 +70,14 @@ def test_what_is_no_reward_is_named(pool: RewardPool, name: str, message: str) -
 
 
 def test_a_call_that_takes_too_long_is_ended() -> None:
-    pool = RewardPool([resolve(f"{FILE}:hangs")], timeout_s=2, n_processes=2)
+    pool = RewardPool([resolve(f"{FILE}:hangs")], timeout_s=4, n_processes=2)
     try:
         hung, ended = pool.rewards([call("hangs"), call("hangs", answers=("yes",))])
     finally:
         pool.close()
     assert hung.failures == [None, "timeout", None]
     assert hung.rewards == [1.0, None, 1.0]
-    assert hung.trace == "no answer within 2 s"
+    assert hung.trace == "no answer within 4 s"
     assert ended.rewards == [1.0]
 
 

@@ -106,7 +106,7 @@ def test_training_computes_while_a_save_is_written_and_waits_only_to_change_what
         wait(self)
 
     def held_up(*args: Any) -> None:
-        assert computed.wait(60), "the next step does not compute while the save is written"
+        assert computed.wait(240), "the next step does not compute while the save is written"
         write_state(*args)
 
     def config(**changes: Any) -> Any:
