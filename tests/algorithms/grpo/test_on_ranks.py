@@ -30,7 +30,7 @@ def generate_until_trained(rank: int, folder: Path) -> list[int]:
     def generate(model: Any, batch: Any, context: CallContext) -> Any:
         found = type(interface).generate(interface, model, batch, context)
         if context.step > 1:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 240
             while not (begun := (folder / str(context.step - 1)).exists()) and time.monotonic() < deadline:
                 time.sleep(0.01)
             side_by_side.extend([context.step] * begun)

@@ -243,13 +243,13 @@ def test_processes_that_need_the_same_tokens_take_turns(rows: Path, cached: Cach
 
     def slow(builder: StoreBuilder) -> None:
         writing.set()
-        finish.wait(60)
+        finish.wait(240)
         encode_source(rows, LetterEncoder(), builder, num_proc=1, console=Console(quiet=True))
 
     first = threading.Thread(target=lambda: stores.append(read_or_write(at, slow, Console(quiet=True))))
     second = threading.Thread(target=lambda: stores.append(cached(rows)))
     first.start()
-    assert writing.wait(60)
+    assert writing.wait(240)
     second.start()
     while "waiting" not in cached.output.getvalue():
         time.sleep(0.01)
