@@ -2,14 +2,17 @@
 
 Small runs, resumed runs and other commands are run again and again, each time with one fault: an error of a disk, a
 full disk, a signal, half a read or write, or a lack of memory. After an error the same command is run without it, and
-must leave the same bits. Faults of kinds of calls (name and file, or lines of code) that have not failed yet come
-first. For each fault that is not as promised, what was printed is shown. Linux with `cc` only.
+must leave the same bits. Faults of kinds of calls (name and file, or lines of code) that have not failed in any
+scenario come first, then those that have not in their own; among them they are drawn, so that a few minutes try some of
+each scenario, and others with another `--seed`. For each fault that is not as promised, what was printed is shown.
+Linux with `cc` only.
 
-`io_faults_as_promised` and `memory_faults_as_promised` are the shares of those tried, `io_kinds_tried` and
-`memory_kinds_tried` the shares of the faults of the first call of each kind that were tried.
+`io_faults_as_promised` and `memory_faults_as_promised` are the shares of those tried; `io_kinds_tried` and
+`memory_kinds_tried` the shares that were tried of the faults of the first call of each kind in each scenario, and
+`io_distinct_kinds_tried` and `memory_distinct_kinds_tried` of the first in any scenario.
 
     python benchmarks/faults.py --json figures.json
-    python benchmarks/faults.py --minutes 5 training resuming
+    python benchmarks/faults.py --minutes 5 --seed 2 training resuming
 """
 
 from __future__ import annotations
@@ -19,11 +22,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -34,10 +38,10 @@ from common import machine, parser, write_json
 
 sys.path.append(str(Path(__file__).parent.parent))
 sys.path.append(str(Path(__file__).parent.parent / "tools"))
-from tests.helpers.io_faults import Fault, FaultServer
-from tests.helpers.io_faults.more_scenarios import SCENARIOS, make_more_inputs
+from tests.helpers.io_faults import Call, Fault, FaultServer
+from tests.helpers.io_faults.more_scenarios import SCENARIOS, make_more_inputs, warm_up
 from tests.helpers.io_faults.scenarios import make_small_inputs
-from tests.helpers.io_faults.sweep import Outcome, Sweep, ranked_faults_of
+from tests.helpers.io_faults.sweep import Outcome, Progress, Sweep, kind_of, ranked_faults_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Case:
     scenario: str
     of_memory: bool
     rank: int
-    """How many calls of its kind there are up to this one."""
+    """How many calls of its kind there are in the scenario up to this one; 0: it is the first in any scenario."""
     fault: Fault
 
 
@@ -78,6 +82,7 @@ def main() -> None:
     arguments_of = parser(str(__doc__).splitlines()[0])
     arguments_of.add_argument("--minutes", type=float, help="how long in all; by default 60, with --quick 6")
     arguments_of.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="commands at the same time")
+    arguments_of.add_argument("--seed", type=int, default=0, help="another order of faults alike in rank; default 0")
     arguments_of.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="beginnings of names; by default all")
     arguments = arguments_of.parse_args()
     end = time.monotonic() + 60 * (arguments.minutes or (6 if arguments.quick else 60))
@@ -88,39 +93,49 @@ def main() -> None:
         servers = [stack.enter_context(FaultServer()) for _ in range(arguments.processes)]
         inputs = make_small_inputs(top / "inputs")
         make_more_inputs(servers[0], inputs)
+        for number, server in enumerate(servers):
+            warm_up(server, inputs, top / f"warm-{number}")
         workers = [Worker(server, inputs, top / f"worker-{i}") for i, server in enumerate(servers)]
-        cases = all_cases(workers, chosen)
-        n_kinds = Counter(case.of_memory for case in cases if case.rank == 1)
-        print(f"{len(cases):,} faults, {n_kinds.total():,} of the first call of each kind", flush=True)
+        cases = all_cases(workers, chosen, Random(arguments.seed))
+        n_kinds, n_distinct = (sum(case.rank <= rank for case in cases) for rank in (1, 0))
+        print(f"{len(cases):,} faults, {n_kinds:,} of the first call of each kind, {n_distinct:,} of these unlike all")
         tried = try_cases(workers, cases, end)
     print(as_table(tried))
-    write_json(arguments.json, figures(tried, n_kinds))
+    write_json(arguments.json, figures(tried, cases))
     sys.exit(any(outcome.problem is not None for _, outcome in tried))
 
 
-def all_cases(workers: list[Worker], names: list[str]) -> list[Case]:
-    """All faults of scenarios, those of kinds of calls that come first before, and scenarios in turn."""
+def all_cases(workers: list[Worker], names: list[str], random: Random) -> list[Case]:
+    """All faults of scenarios, those of kinds of calls that come first before, and else in an order that is drawn."""
     keys = [(name, of_memory) for name in names for of_memory in (False, True)]
-    calls: dict[tuple[str, bool], list[Case]] = {}
+    calls: dict[tuple[str, bool], Sequence[Call]] = {}
 
     def collect(worker: Worker, mine: list[tuple[str, bool]]) -> None:
-        for name, of_memory in mine:
-            ranked = ranked_faults_of(worker.sweep(name, of_memory).calls)
-            calls[name, of_memory] = [Case(name, of_memory, rank, fault) for rank, fault in ranked]
+        for key in mine:
+            calls[key] = worker.sweep(*key).calls
 
     with ThreadPoolExecutor(len(workers)) as pool:
         list(pool.map(collect, workers, [keys[i :: len(workers)] for i in range(len(workers))]))
-    ordered = [(case.rank, i / len(calls[key]), case) for key in keys for i, case in enumerate(calls[key])]
-    return [case for *_, case in sorted(ordered, key=lambda one: one[:2])]
+    seen: set[tuple[object, ...]] = set()
+    cases: list[Case] = []
+    for name, of_memory in keys:
+        for rank, fault in ranked_faults_of(calls[name, of_memory]):
+            call = calls[name, of_memory][fault.number - 1]
+            in_any = Call(call.name, call.path.rpartition("/case/")[2])  # the file of its folder, whichever that is
+            kind = (*kind_of(in_any), fault.error, fault.mode)
+            cases.append(Case(name, of_memory, rank if kind in seen else 0, fault))
+            seen.add(kind)
+    random.shuffle(cases)
+    return sorted(cases, key=lambda case: case.rank)
 
 
 def try_cases(workers: list[Worker], cases: list[Case], end: float) -> list[tuple[Case, Outcome]]:
     """Try the cases in turn, side by side, until they or the time end; problems are printed when they are found."""
-    rest, lock, shown = iter(cases), threading.Lock(), time.monotonic()
+    rest, lock, progress = iter(cases), threading.Lock(), Progress()
     tried: list[tuple[Case, Outcome]] = []
+    progress.begin(len(cases))
 
     def work(worker: Worker) -> None:
-        nonlocal shown
         while time.monotonic() < end:
             with lock:
                 case = next(rest, None)
@@ -131,9 +146,9 @@ def try_cases(workers: list[Worker], cases: list[Case], end: float) -> list[tupl
                 tried.append((case, outcome))
                 if outcome.problem is not None:
                     print(f"\n{case.scenario}: {outcome.problem}", flush=True)
-                if time.monotonic() > shown + 60:
-                    shown = time.monotonic()
-                    print(f"{len(tried):,} of {len(cases):,} faults", flush=True)
+                line = progress.line_after(outcome)
+                if line is not None:
+                    print(line, flush=True)
 
     with ThreadPoolExecutor(len(workers)) as pool:
         list(pool.map(work, workers))
@@ -154,7 +169,7 @@ def as_table(tried: list[tuple[Case, Outcome]]) -> str:
     return "\n".join(lines)
 
 
-def figures(tried: list[tuple[Case, Outcome]], n_kinds: Counter[bool]) -> dict[str, float]:
+def figures(tried: list[tuple[Case, Outcome]], cases: list[Case]) -> dict[str, float]:
     """The flat figures."""
     found: dict[str, float] = {}
     for name, of_memory in (("io", False), ("memory", True)):
@@ -162,7 +177,9 @@ def figures(tried: list[tuple[Case, Outcome]], n_kinds: Counter[bool]) -> dict[s
         if not mine:
             continue
         found[f"{name}_faults_tried"] = len(mine)
-        found[f"{name}_kinds_tried"] = sum(case.rank == 1 for case, _ in mine) / n_kinds[of_memory]
+        for kinds, rank in (("kinds", 1), ("distinct_kinds", 0)):
+            of = sum(case.of_memory == of_memory and case.rank <= rank for case in cases)
+            found[f"{name}_{kinds}_tried"] = sum(case.rank <= rank for case, _ in mine) / max(1, of)
         found[f"{name}_faults_as_promised"] = sum(outcome.problem is None for _, outcome in mine) / len(mine)
         found[f"{name}_faults_as_promised_bar"] = 1.0
     return found

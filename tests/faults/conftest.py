@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.io_faults import FaultServer, has_compiler
-from tests.helpers.io_faults.more_scenarios import make_more_inputs
+from tests.helpers.io_faults.more_scenarios import make_more_inputs, warm_up
 from tests.helpers.io_faults.scenarios import make_small_inputs
 
 
@@ -24,4 +24,19 @@ def servers() -> Iterator[list[FaultServer]]:
 def inputs_of_scenarios(servers: list[FaultServer], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_small_inputs(tmp_path_factory.mktemp("faults").resolve() / "inputs")
     make_more_inputs(servers[0], folder)
+    for number, server in enumerate(servers):
+        warm_up(server, folder, folder.parent / f"warm-{number}")
     return folder
+
+
+@pytest.fixture
+def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Writes a line about the test to the terminal while it runs."""
+    manager = request.config.pluginmanager
+    terminal, capture = manager.get_plugin("terminalreporter"), manager.get_plugin("capturemanager")
+
+    def show(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            terminal.write_line(f"{request.node.name}: {line}")
+
+    return show

@@ -5,6 +5,7 @@ After an error the same command goes on to the same bits. See `tests/helpers/io_
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,43 +28,44 @@ MORE_THAN = {
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_command_with_a_fault(
-    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path, name: str
+    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path, show: Callable[[str], None], name: str
 ) -> None:
     outcomes = sweep_and_report(
-        servers, lambda server, folder: SCENARIOS[name](server, inputs_of_scenarios, folder), tmp_path
+        servers, lambda server, folder: SCENARIOS[name](server, inputs_of_scenarios, folder), tmp_path, show
     )
     assert len(outcomes) > MORE_THAN.get(name, 100)
     assert not problems(outcomes)
 
 
 def test_a_check_of_a_whole_run_with_a_fault(
-    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path
+    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path, show: Callable[[str], None]
 ) -> None:
     (tmp_path / "checked").mkdir()
     ended = servers[0].run(training_arguments(inputs_of_scenarios, tmp_path / "checked"), [inputs_of_scenarios])
     assert ended.code == 0, ended
     run = (tmp_path / "checked" / "run").resolve()
-    outcomes = sweep_and_report(servers, lambda server, folder: verifying(run), tmp_path)
+    outcomes = sweep_and_report(servers, lambda server, folder: verifying(run), tmp_path, show)
     assert len(outcomes) > 50
     assert not problems(outcomes)
 
 
 def test_a_run_on_rewards_with_charts_and_a_fault(
-    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path
+    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path, show: Callable[[str], None]
 ) -> None:
     scenario = rewarding(inputs_of_scenarios, "loggers=[jsonl,tensorboard]")
-    outcomes = sweep_and_report(servers, lambda server, folder: scenario, tmp_path)
+    outcomes = sweep_and_report(servers, lambda server, folder: scenario, tmp_path, show)
     assert len(outcomes) > 1000
     assert not problems(outcomes)
 
 
 def test_a_resumed_run_on_rewards_without_async_steps_with_a_fault(
-    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path
+    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path, show: Callable[[str], None]
 ) -> None:
     outcomes = sweep_and_report(
         servers,
         lambda server, folder: resuming_rewarding(server, inputs_of_scenarios, folder, "async_steps=0"),
         tmp_path,
+        show,
     )
     assert len(outcomes) > 1000
     assert not problems(outcomes)

@@ -6,6 +6,7 @@ After the error the same command goes on to the same bits. See `tests/helpers/io
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,25 +36,28 @@ MORE_THAN = {
 
 @pytest.mark.parametrize("name", MORE_THAN)
 def test_a_command_that_lacks_memory(
-    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path, name: str
+    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path, show: Callable[[str], None], name: str
 ) -> None:
     outcomes = sweep_and_report(
         servers,
         lambda server, folder: replace(SCENARIOS[name](server, inputs_of_scenarios, folder), of_memory=True),
         tmp_path,
+        show,
     )
     assert len(outcomes) > MORE_THAN[name]
     assert not problems(outcomes)
 
 
-def test_a_save_that_lacks_memory(servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path) -> None:
+def test_a_save_that_lacks_memory(
+    servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path, show: Callable[[str], None]
+) -> None:
     half = inputs_of_scenarios.parent / "half"  # to save float32 weights as they were loaded takes memory
     shutil.copytree(inputs_of_scenarios, half)
     shutil.rmtree(half / "model")
     model = ReaLModel.from_pretrained(inputs_of_scenarios / "model")
     model.save_pretrained(half / "model", dtype=torch.bfloat16, tokenizer=tiny_tokenizer())
     scenario = replace(training(half, "model.dtype=float32"), of_memory=True)
-    outcomes = sweep_and_report(servers, lambda server, folder: scenario, tmp_path)
+    outcomes = sweep_and_report(servers, lambda server, folder: scenario, tmp_path, show)
     assert not problems(outcomes)
     saving = [outcome for outcome in outcomes if outcome.call is not None and "checkpoint/save.py" in outcome.call.path]
     assert saving

@@ -117,7 +117,12 @@ class FaultServer:
         source = Path(__file__).with_name("shim.c")
         subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
         path = os.pathsep.join([str(ROOT / "tools"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-        variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "LD_PRELOAD": str(shim)}
+        variables = {
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": path,
+            "LD_PRELOAD": str(shim),
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.io_faults.server", *PRELOADED],
             stdin=subprocess.PIPE,
@@ -138,6 +143,13 @@ class FaultServer:
         self._process.wait()
         self._answers.close()
         self._folder.cleanup()
+
+    def warm_up(self, arguments: Sequence[str], target: str = "reallm.cli.main:run") -> None:
+        """Run a command in the server itself, which no call of fails: what Python and libraries keep of it, such as
+        compiled templates and fonts, each command has from then on, and takes half of the time.
+        """
+        code = self._answer(arguments, target, is_warm_up=True)
+        assert code == 0, code
 
     def run(
         self,
@@ -166,13 +178,7 @@ class FaultServer:
             file.write(_HEADER.pack(0, fault.number, 0, fault.error, mode, of_memory, 0, name, end, names))
             file.truncate(_HEADER.size + _MAX_CALLS * _CALL.size)
         out, err = (Path(self._folder.name, name) for name in ("out", "err"))
-        request = {
-            "target": target, "arguments": list(arguments), "timeout_s": TIMEOUT_S, "control": str(self._control),
-            "of_memory": of_memory, "out": str(out), "err": str(err),
-        }  # fmt: skip
-        self._requests.write(json.dumps(request) + "\n")
-        self._requests.flush()
-        code = json.loads(self._answers.readline())
+        code = self._answer(arguments, target, of_memory=of_memory, out=out, err=err)
         with self._control.open("rb") as file:
             n_calls, _, fired, *_ = _HEADER.unpack(file.read(_HEADER.size))
             written = file.read(min(n_calls, _MAX_CALLS) * _CALL.size)
@@ -180,6 +186,24 @@ class FaultServer:
         assert n_calls <= _MAX_CALLS, "more calls than are noted down"
         failed = calls[fired - 1] if fired else None
         return Ended(code, out.read_text(), err.read_text(errors="replace"), calls, failed)
+
+    def _answer(
+        self,
+        arguments: Sequence[str],
+        target: str,
+        *,
+        is_warm_up: bool = False,
+        of_memory: bool = False,
+        out: Path = Path(os.devnull),
+        err: Path = Path(os.devnull),
+    ) -> int | None:
+        request = {
+            "target": target, "arguments": list(arguments), "timeout_s": TIMEOUT_S, "control": str(self._control),
+            "of_memory": of_memory, "out": str(out), "err": str(err), "is_warm_up": is_warm_up,
+        }  # fmt: skip
+        self._requests.write(json.dumps(request) + "\n")
+        self._requests.flush()
+        return json.loads(self._answers.readline())
 
 
 def _text(padded: bytes) -> str:

@@ -23,6 +23,7 @@ from tests.helpers.io_faults.scenarios import (
     resuming,
     run_until_killed,
     training,
+    training_arguments,
     verifying,
 )
 from tests.helpers.io_faults.sweep import Scenario
@@ -52,6 +53,12 @@ def make_more_inputs(server: FaultServer, inputs: Path) -> None:
     )
     assert ended.code == 0, ended
     shutil.copytree(inputs / "adapted", inputs / "adapted again", symlinks=True)
+
+
+def warm_up(server: FaultServer, inputs: Path, folder: Path) -> None:
+    """Let the server train once, in a new folder."""
+    folder.mkdir()
+    server.warm_up(training_arguments(inputs, folder), WITH_CACHE)
 
 
 def rewarding(inputs: Path, *more: str) -> Scenario:

@@ -14,6 +14,8 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.helpers.io_faults.allocations import name_allocations
@@ -26,14 +28,39 @@ def serve() -> None:
     """Answer requests until there are no more; in a forked process, run one and exit."""
     for name in [*PRELOADED, *sys.argv[1:]]:
         importlib.import_module(name)
-    gc.freeze()  # else a collection in a forked process would copy all pages
+    _freeze()
     while line := sys.stdin.readline():
         request = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            _run(request)
-        sys.stdout.write(json.dumps(_wait(child, request["timeout_s"])) + "\n")
+        if request["is_warm_up"]:
+            code = _warm_up(request)
+        else:
+            child = os.fork()
+            if child == 0:
+                _run(request)
+            code = _wait(child, request["timeout_s"])
+        sys.stdout.write(json.dumps(code) + "\n")
         sys.stdout.flush()
+
+
+def _freeze() -> None:
+    gc.collect()
+    gc.freeze()  # else a collection in a forked process would copy all pages
+
+
+def _warm_up(request: dict[str, Any]) -> int:
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        code = _target(request)(request["arguments"]) or 0
+    _freeze()
+    return code
+
+
+def _target(request: dict[str, Any]) -> Callable[[list[str]], int | None]:
+    module, _, function = request["target"].partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def _wait(child: int, timeout_s: float) -> int | None:
@@ -59,8 +86,7 @@ def _run(request: dict[str, Any]) -> NoReturn:
     os.environ["IO_FAULTS_CONTROL"] = request["control"]
     code = 1
     try:
-        module, _, function = request["target"].partition(":")
-        target = getattr(importlib.import_module(module), function)
+        target = _target(request)
         if request["of_memory"]:
             name_allocations(libc)
         libc.io_faults_attach(os.fsencode(request["control"]))

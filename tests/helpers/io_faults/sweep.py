@@ -10,10 +10,13 @@ import os
 import re
 import shutil
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,9 @@ INTERRUPTIBLE = (*READS, *WRITES, "open", "openat", "fsync", "fdatasync", "ftrun
 """Those that may give EINTR and have then done nothing; `close` has closed the file."""
 ASKING = ("access", "faccessat")
 """Python says yes or no, and not why."""
+
+SHOWN_EVERY_S = 30.0
+"""Seconds between lines about how far a sweep is."""
 
 LACKS_MEMORY = re.compile(r"error: (out of memory in|more memory is asked for|cannot write .*: more memory)")
 
@@ -163,9 +169,8 @@ def ranked_faults_of(calls: Sequence[Call]) -> list[tuple[int, Fault]]:
     seen: Counter[tuple[str, str]] = Counter()
     found: list[tuple[int, Fault]] = []
     for number, call in enumerate(calls, 1):
-        kind = (call.name, _kind_of_path(call.path))
-        seen[kind] += 1
-        found += [(seen[kind], fault) for fault in _faults_of(number, call)]
+        seen[kind_of(call)] += 1
+        found += [(seen[kind_of(call)], fault) for fault in _faults_of(number, call)]
     return sorted(found, key=lambda one: (one[0], one[1].number))
 
 
@@ -192,8 +197,9 @@ def _faults_of_memory(calls: Sequence[Call]) -> list[tuple[int, Fault]]:
     return [(rank, Fault(number, errno.ENOMEM, name=calls[number - 1].name)) for rank, number in found]
 
 
-def _kind_of_path(path: str) -> str:
-    return re.sub(r"[0-9a-f]{16,}|\.tmp\w+|\d+", "*", path)
+def kind_of(call: Call) -> tuple[str, str]:
+    """What calls of one kind have in common: their name and the file, whatever numbers it has, or the lines of code."""
+    return call.name, re.sub(r"[0-9a-f]{16,}|\.tmp\w+|\d+", "*", call.path)
 
 
 def sweep(
@@ -230,19 +236,64 @@ def sweep(
 
 
 def sweep_and_report(
-    servers: Sequence[FaultServer], scenario: Callable[[FaultServer, Path], Scenario], folder: Path
+    servers: Sequence[FaultServer],
+    scenario: Callable[[FaultServer, Path], Scenario],
+    folder: Path,
+    show: Callable[[str], None],
 ) -> list[Outcome]:
-    """All outcomes; what has failed, and each problem when it is found, goes to standard output."""
+    """All outcomes; what has failed, and each problem when it is found, goes to standard output.
+
+    Args:
+        servers: the servers.
+        scenario: as for `sweep`.
+        folder: for all files.
+        show: called with a line about how far it is, once in `SHOWN_EVERY_S`.
+    """
+    progress = Progress()
+
+    def choose(calls: Sequence[Call]) -> Sequence[Fault]:
+        faults = faults_of(calls)
+        progress.begin(len(faults))
+        return faults
 
     def report(outcome: Outcome) -> None:
         if outcome.problem is not None:
             sys.stdout.write(f"{outcome.problem}\n")
+        line = progress.line_after(outcome)
+        if line is not None:
+            show(line)
 
-    outcomes = sweep(servers, scenario, folder.resolve(), report=report)
+    outcomes = sweep(servers, scenario, folder.resolve(), choose, report)
     names = Counter(outcome.call.name.partition(" ")[0] for outcome in outcomes if outcome.call is not None)
     codes = Counter(outcome.code for outcome in outcomes)
     sys.stdout.write(f"{len(outcomes)} faults; exit codes {dict(codes)}; calls {dict(names.most_common())}\n")
     return outcomes
+
+
+class Progress:
+    """How many faults have been tried, for people who wait for hours."""
+
+    def __init__(self) -> None:
+        self._lock, self._n, self._n_problems, self._of = threading.Lock(), 0, 0, 0
+
+    def begin(self, of: int) -> None:
+        """From now on so many are to be tried."""
+        self._of, self._start = of, time.monotonic()
+        self._shown = self._start
+
+    def line_after(self, outcome: Outcome) -> str | None:
+        """A line about all so far, if the last one was some time ago; from any thread."""
+        with self._lock:
+            now = time.monotonic()
+            self._n += 1
+            self._n_problems += outcome.problem is not None
+            if now - self._shown < SHOWN_EVERY_S:
+                return None
+            self._shown = now
+            rate = self._n / (now - self._start)
+            left = timedelta(seconds=round((self._of - self._n) / rate))
+            fell = f", {self._n_problems:,} not as promised" if self._n_problems else ""
+            return f"{self._n:,} of {self._of:,} faults{fell}; {60 * rate:.0f} a minute, {left} left"
 
 
 def problems(outcomes: Iterable[Outcome]) -> list[str]:

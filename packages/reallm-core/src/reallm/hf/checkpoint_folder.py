@@ -185,7 +185,7 @@ def base_folder(folder: Path) -> Path:
     """The folder of the base model of an adapter, which must be at hand: a local folder, or in the hub's cache.
 
     Raises:
-        CheckpointError: it is not; says what to do.
+        CheckpointError: it is not; says what to do. Or `adapter_config.json`, which names it, cannot be read.
     """
     base = base_of_adapter(folder)
     if base is not None:
@@ -198,11 +198,13 @@ def base_folder(folder: Path) -> Path:
 
 
 def base_of_adapter(folder: Path) -> str | None:
-    """The folder or hub id of the base model that an adapter names."""
-    with suppress(CheckpointError):
-        base = read_json_object(folder / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
-        return base if isinstance(base, str) and base else None
-    return None
+    """The folder or hub id of the base model that an adapter names; None if it names none.
+
+    Raises:
+        CheckpointError: `adapter_config.json` cannot be read.
+    """
+    base = read_json_object(folder / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
+    return base if isinstance(base, str) and base else None
 
 
 def _cached(model_id: str) -> Path | None:
@@ -218,7 +220,9 @@ def _cached(model_id: str) -> Path | None:
 
 def adapter_text(folder: Path) -> str:
     """The error for the folder of an adapter without its base model at hand: what the base is, and what to do."""
-    base = base_of_adapter(folder)
+    base = None
+    with suppress(CheckpointError):
+        base = base_of_adapter(folder)
     of_base = "" if base is None else f" of '{base}'"
     return (
         f"{folder} holds an adapter{of_base}, not a whole model; give its base model, and the adapter in addition "
