@@ -13,10 +13,14 @@ Linux with `cc` only.
 
     python benchmarks/faults.py --json figures.json
     python benchmarks/faults.py --minutes 5 --seed 2 training resuming
+    python benchmarks/faults.py --minutes 300 --tried tried.jsonl
+
+The last, again and again, tries all in the end: what `tried.jsonl` says to have held is not tried again, and counts.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -28,6 +32,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import TextIO
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -50,9 +55,19 @@ class Case:
 
     scenario: str
     of_memory: bool
-    rank: int
-    """How many calls of its kind there are in the scenario up to this one; 0: it is the first in any scenario."""
     fault: Fault
+    kind: tuple[str, str]
+    """That of its call, see `kind_of`."""
+    rank: int
+    """How many calls of its kind there are in the scenario up to this one."""
+    is_first: bool
+    """Whether no scenario before has such a fault of such a call."""
+
+    @property
+    def key(self) -> str:
+        """What names it in other runs, in which calls have other numbers."""
+        fault = self.fault
+        return " ".join(map(str, (self.scenario, self.of_memory, *self.kind, self.rank, fault.error, fault.mode)))
 
 
 class Worker:
@@ -83,6 +98,9 @@ def main() -> None:
     arguments_of.add_argument("--minutes", type=float, help="how long in all; by default 60, with --quick 6")
     arguments_of.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="commands at the same time")
     arguments_of.add_argument("--seed", type=int, default=0, help="another order of faults alike in rank; default 0")
+    arguments_of.add_argument(
+        "--tried", type=Path, metavar="FILE", help="what became of each fault; those that held before are passed over"
+    )
     arguments_of.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="beginnings of names; by default all")
     arguments = arguments_of.parse_args()
     end = time.monotonic() + 60 * (arguments.minutes or (6 if arguments.quick else 60))
@@ -96,16 +114,20 @@ def main() -> None:
         for number, server in enumerate(servers):
             warm_up(server, inputs, top / f"warm-{number}")
         workers = [Worker(server, inputs, top / f"worker-{i}") for i, server in enumerate(servers)]
-        cases = all_cases(workers, chosen, Random(arguments.seed))
-        n_kinds, n_distinct = (sum(case.rank <= rank for case in cases) for rank in (1, 0))
+        cases = all_cases(workers, chosen, top, Random(arguments.seed))
+        n_kinds, n_distinct = sum(case.rank == 1 for case in cases), sum(case.is_first for case in cases)
         print(f"{len(cases):,} faults, {n_kinds:,} of the first call of each kind, {n_distinct:,} of these unlike all")
-        tried = try_cases(workers, cases, end)
+        before = read_tried(arguments.tried, cases)
+        left = [case for case in cases if case.key not in before]
+        tried = [before[case.key] for case in cases if case.key in before]
+        with open_tried(arguments.tried) as file:
+            tried += try_cases(workers, left, end, file)
     print(as_table(tried))
     write_json(arguments.json, figures(tried, cases))
     sys.exit(any(outcome.problem is not None for _, outcome in tried))
 
 
-def all_cases(workers: list[Worker], names: list[str], random: Random) -> list[Case]:
+def all_cases(workers: list[Worker], names: list[str], top: Path, random: Random) -> list[Case]:
     """All faults of scenarios, those of kinds of calls that come first before, and else in an order that is drawn."""
     keys = [(name, of_memory) for name in names for of_memory in (False, True)]
     calls: dict[tuple[str, bool], Sequence[Call]] = {}
@@ -121,16 +143,33 @@ def all_cases(workers: list[Worker], names: list[str], random: Random) -> list[C
     for name, of_memory in keys:
         for rank, fault in ranked_faults_of(calls[name, of_memory]):
             call = calls[name, of_memory][fault.number - 1]
-            in_any = Call(call.name, call.path.rpartition("/case/")[2])  # the file of its folder, whichever that is
-            kind = (*kind_of(in_any), fault.error, fault.mode)
-            cases.append(Case(name, of_memory, rank if kind in seen else 0, fault))
-            seen.add(kind)
+            path = call.path.removeprefix(f"{top}/").rpartition("/case/")[2]  # in whichever folder its command runs
+            kind = kind_of(Call(call.name, path))
+            unlike = (kind, fault.error, fault.mode)
+            cases.append(Case(name, of_memory, fault, kind, rank, unlike not in seen))
+            seen.add(unlike)
     random.shuffle(cases)
-    return sorted(cases, key=lambda case: case.rank)
+    return sorted(cases, key=lambda case: (not case.is_first, case.rank))
 
 
-def try_cases(workers: list[Worker], cases: list[Case], end: float) -> list[tuple[Case, Outcome]]:
-    """Try the cases in turn, side by side, until they or the time end; problems are printed when they are found."""
+def read_tried(file: Path | None, cases: list[Case]) -> dict[str, tuple[Case, Outcome]]:
+    """The cases that were as promised when they were tried last, by their keys."""
+    lines = file.read_text().splitlines() if file is not None and file.exists() else []
+    last = {line["fault"]: line for line in map(json.loads, lines)}
+    held = {key: Outcome(case.fault, None, last[key]["code"], None) for case in cases if (key := case.key) in last}
+    return {case.key: (case, held[case.key]) for case in cases if case.key in held and not last[case.key]["problem"]}
+
+
+def open_tried(file: Path | None) -> TextIO:
+    """The file to add to."""
+    return (file or Path(os.devnull)).open("a")
+
+
+def try_cases(workers: list[Worker], cases: list[Case], end: float, file: TextIO) -> list[tuple[Case, Outcome]]:
+    """Try the cases in turn, side by side, until they or the time end.
+
+    What became of each is a line of `file`; problems are printed when they are found.
+    """
     rest, lock, progress = iter(cases), threading.Lock(), Progress()
     tried: list[tuple[Case, Outcome]] = []
     progress.begin(len(cases))
@@ -144,11 +183,12 @@ def try_cases(workers: list[Worker], cases: list[Case], end: float) -> list[tupl
             outcome = worker.run(case)
             with lock:
                 tried.append((case, outcome))
+                line = {"fault": case.key, "code": outcome.code, "problem": outcome.problem}
+                print(json.dumps(line), file=file, flush=True)
                 if outcome.problem is not None:
                     print(f"\n{case.scenario}: {outcome.problem}", flush=True)
-                line = progress.line_after(outcome)
-                if line is not None:
-                    print(line, flush=True)
+                if (shown := progress.line_after(outcome)) is not None:
+                    print(shown, flush=True)
 
     with ThreadPoolExecutor(len(workers)) as pool:
         list(pool.map(work, workers))
@@ -177,9 +217,10 @@ def figures(tried: list[tuple[Case, Outcome]], cases: list[Case]) -> dict[str, f
         if not mine:
             continue
         found[f"{name}_faults_tried"] = len(mine)
-        for kinds, rank in (("kinds", 1), ("distinct_kinds", 0)):
-            of = sum(case.of_memory == of_memory and case.rank <= rank for case in cases)
-            found[f"{name}_{kinds}_tried"] = sum(case.rank <= rank for case, _ in mine) / max(1, of)
+        of = [case for case in cases if case.of_memory == of_memory]
+        n_firsts = sum(case.is_first for case in of)
+        found[f"{name}_kinds_tried"] = sum(case.rank == 1 for case, _ in mine) / sum(case.rank == 1 for case in of)
+        found[f"{name}_distinct_kinds_tried"] = sum(case.is_first for case, _ in mine) / n_firsts
         found[f"{name}_faults_as_promised"] = sum(outcome.problem is None for _, outcome in mine) / len(mine)
         found[f"{name}_faults_as_promised_bar"] = 1.0
     return found

@@ -8,6 +8,8 @@ them into one line. Imports nothing that would need memory or files at that mome
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from reallm.errors import MachineError, ReallmError, cut, one_line
@@ -67,6 +69,17 @@ def raise_shortage(error: BaseException) -> None:
     """
     if shortage(error) is not None:
         raise error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Context whose errors of calls about an open file, which do not know its name, get this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _has_folder() -> bool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from xxhash import xxh3_64
 
 from reallm.launch.cores import n_cores
+from reallm.machine_errors import naming
 
 _BLOCK = 1 << 20
 _PART = 32 * _BLOCK
@@ -54,7 +55,7 @@ def checksums_of(paths: Sequence[Path]) -> Checksums:
 
 def _part(path: Path, start: int) -> str:
     part, block, rest = xxh3_64(), memoryview(bytearray(_BLOCK)), _PART
-    with path.open("rb", buffering=0) as file:
+    with naming(path), path.open("rb", buffering=0) as file:
         file.seek(start)
         while rest and (n := file.readinto(block[: min(rest, _BLOCK)])):
             part.update(block[:n])
