@@ -44,7 +44,8 @@ from common import machine, parser, write_json
 sys.path.append(str(Path(__file__).parent.parent))
 sys.path.append(str(Path(__file__).parent.parent / "tools"))
 from tests.helpers.io_faults import Call, Fault, FaultServer
-from tests.helpers.io_faults.more_scenarios import SCENARIOS, make_more_inputs, warm_up
+from tests.helpers.io_faults.all_scenarios import SCENARIOS
+from tests.helpers.io_faults.more_scenarios import make_more_inputs, warm_up
 from tests.helpers.io_faults.scenarios import make_small_inputs
 from tests.helpers.io_faults.sweep import Outcome, Progress, Sweep, kind_of, ranked_faults_of
 
@@ -140,7 +141,7 @@ def all_cases(workers: list[Worker], names: list[str], top: Path, random: Random
         list(pool.map(collect, workers, [keys[i :: len(workers)] for i in range(len(workers))]))
     seen: set[tuple[object, ...]] = set()
     cases: list[Case] = []
-    for name, of_memory in keys:
+    for name, of_memory in sorted(keys, key=lambda key: len(calls[key])):  # what many do is tried in the shortest
         for rank, fault in ranked_faults_of(calls[name, of_memory]):
             call = calls[name, of_memory][fault.number - 1]
             path = call.path.removeprefix(f"{top}/").rpartition("/case/")[2]  # in whichever folder its command runs
@@ -156,8 +157,8 @@ def read_tried(file: Path | None, cases: list[Case]) -> dict[str, tuple[Case, Ou
     """The cases that were as promised when they were tried last, by their keys."""
     lines = file.read_text().splitlines() if file is not None and file.exists() else []
     last = {line["fault"]: line for line in map(json.loads, lines)}
-    held = {key: Outcome(case.fault, None, last[key]["code"], None) for case in cases if (key := case.key) in last}
-    return {case.key: (case, held[case.key]) for case in cases if case.key in held and not last[case.key]["problem"]}
+    held = {key: line["code"] for key, line in last.items() if line["problem"] is None}
+    return {case.key: (case, Outcome(case.fault, None, held[case.key], None)) for case in cases if case.key in held}
 
 
 def open_tried(file: Path | None) -> TextIO:

@@ -17,25 +17,28 @@ from tests.helpers.io_faults import FaultServer
 from tests.helpers.io_faults.scenarios import (
     LOST_WHEN_TOLD,
     WITH_CACHE,
-    generating,
     killed_before,
     numbers_of,
-    resuming,
     run_until_killed,
-    training,
     training_arguments,
-    verifying,
 )
 from tests.helpers.io_faults.sweep import Scenario
 from tests.helpers.jobs import sft
 
-Make = Callable[[FaultServer, Path, Path], Scenario]
-"""Makes a scenario, given a server that nobody else uses meanwhile, the inputs and a folder of its own."""
 RUN = ("name=run", "resume=auto", "max_steps=1")
 UNTIL_KILLED = "tests.helpers.io_faults.more_scenarios:run_until_second_step"
 REWARD = "def distinct(completions, **columns):\n    return [len(set(text)) for text in completions]\n"
 TOLD = {**LOST_WHEN_TOLD, "rollouts": "no rollouts: ", "timeline": "no timeline: ", "outputs": "outputs are not cached"}
-OF_THE_TIME = ("summary.html", "summary.json", "loss.png", "state.json", "checksums.json", "timeline.jsonl", ".lock")
+OF_THE_TIME = (
+    "summary.html",
+    "summary.json",
+    "loss.png",
+    "state.json",
+    "checksums.json",
+    "timeline.jsonl",
+    ".lock",
+    "plan.svg",
+)
 """Files with times of the clock, of which only matters whether they are there."""
 
 
@@ -179,28 +182,3 @@ def files_of(folder: Path) -> Mapping[str, Any]:
             is_same = path.name not in OF_THE_TIME and not name.startswith(("cache/", "run/config"))
             found[key] = hashlib.sha256(path.read_bytes()).hexdigest() if is_same else "is there"
     return found
-
-
-def _of_inputs(make: Callable[[Path], Scenario]) -> Make:
-    return lambda server, inputs, folder: make(inputs)
-
-
-SCENARIOS: Mapping[str, Make] = {
-    "training": _of_inputs(training),
-    "training, saves waited for": _of_inputs(
-        lambda inputs: training(inputs, "async_save=false", "loggers=[jsonl,tensorboard]")
-    ),
-    "resuming": resuming,
-    "generating": _of_inputs(generating),
-    "verifying": _of_inputs(lambda inputs: verifying(inputs / "adapted")),
-    "resuming rewarding": lambda server, inputs, folder: resuming_rewarding(server, inputs, folder, "async_steps=1"),
-    "answering": _of_inputs(answering),
-    "comparing": _of_inputs(comparing),
-    "compressed": _of_inputs(reading_compressed),
-    "evaluating": _of_inputs(evaluating),
-    "merging": _of_inputs(merging),
-    "previewing": _of_inputs(previewing),
-    "rewarding": _of_inputs(rewarding),
-    "scoring ahead": _of_inputs(scoring_ahead),
-}
-"""All scenarios, by name; for the tests and for `benchmarks/faults.py`."""

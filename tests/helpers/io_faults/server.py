@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import json
@@ -18,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import typer.main
+
 from tests.helpers.io_faults.allocations import name_allocations
 from tests.helpers.ranks import PRELOADED
 
@@ -28,6 +31,7 @@ def serve() -> None:
     """Answer requests until there are no more; in a forked process, run one and exit."""
     for name in [*PRELOADED, *sys.argv[1:]]:
         importlib.import_module(name)
+    typer.main.get_command = functools.cache(typer.main.get_command)  # else made anew in each process
     _freeze()
     while line := sys.stdin.readline():
         request = json.loads(line)

@@ -145,7 +145,10 @@ class Sweep:
         return None
 
     def _difference(self, ended: Ended, said: str, when: str = "") -> str | None:
-        found = self._scenario.result(self._folder, ended)
+        try:
+            found = self._scenario.result(self._folder, ended)
+        except (OSError, LookupError, ValueError) as error:
+            return f"{when}what is left cannot be read: {error!r}"
         told = [key for key, words in self._scenario.told.items() if words in said]
         keys = [
             key for key in {**self._expected, **found} if self._expected.get(key) != found.get(key) and key not in told

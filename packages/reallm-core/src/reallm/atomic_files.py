@@ -203,15 +203,20 @@ def _lock(path: Path) -> int | None:
 
 def _clean_up(work: _Siblings, final: Path, lock: int) -> None:
     """End a write, whether done, failed or killed: restore the old folder if `final` is absent, and remove siblings."""
-    try:
-        if work.old.exists() and not final.exists():
-            work.old.rename(final)
-    except OSError:
-        pass  # the next write restores it
-    else:
+    if _restore(work.old, final):
         for path in work:
             discard(path)
     release(lock)
+
+
+def _restore(old: Path, final: Path) -> bool:
+    """Restore the old folder if `final` is absent, tried twice; False if that failed, and the next write does it."""
+    for _ in range(2):
+        with suppress(OSError):
+            if old.exists() and not final.exists():
+                old.rename(final)
+            return True
+    return False
 
 
 def discard(path: Path) -> None:
