@@ -17,7 +17,9 @@ from tests.helpers.io_faults.scenarios import training_arguments, verifying
 from tests.helpers.io_faults.sweep import problems, sweep_and_report
 
 MORE_THAN = {
+    "drawing a graph": 50,
     "generating": 50,
+    "reallocating": 50,
     "resuming": 1000,
     "resuming rewarding": 1000,
     "training": 1000,

@@ -22,12 +22,17 @@ from tests.helpers.tokenizers import tiny_tokenizer
 
 MORE_THAN = {
     "answering": 50,
+    "compressed": 50,
     "evaluating": 50,
     "generating": 50,
-    "merging": 50,
+    "merging": 5,
+    "planning": 50,
+    "planning as measured": 50,
     "resuming": 300,
+    "resuming rewarding": 300,
     "rewarding": 500,
     "scoring ahead": 50,
+    "serving": 50,
     "training": 500,
     "training, saves waited for": 500,
 }

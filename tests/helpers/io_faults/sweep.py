@@ -138,9 +138,10 @@ class Sweep:
             and f"No such file or directory: {call.path}" in line
         ):
             return None  # what safetensors says of all errors of opening a file
-        if os.strerror(fault.error) not in line and f"os error {fault.error}" not in line:
+        said = ended.out + line if line.endswith("as said above") else line
+        if os.strerror(fault.error) not in said and f"os error {fault.error}" not in said:
             return "the line does not say the reason"
-        if not any(str(folder) in line for folder in (self._folder, *self._scenario.inputs)):
+        if not any(str(folder) in said for folder in (self._folder, *self._scenario.inputs)):
             return "the line names no path"
         return None
 
