@@ -42,6 +42,17 @@ def test_a_defect_ends_the_answers_in_flight_and_the_server_goes_on(
     assert not running.engine.has_work
 
 
+def test_a_lack_of_memory_is_a_line_of_the_log_without_a_traceback(
+    running: RunningServer, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing_once(running, monkeypatch, RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    with pytest.raises(openai.InternalServerError, match="the engine failed: "):
+        client.completions.create(model="tiny", prompt="The fox")
+    (record,) = [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert record.getMessage().startswith("1 request failed while the engine generated: more memory is asked for")
+    assert record.exc_info is None
+
+
 def test_a_defect_in_the_middle_of_a_stream_is_its_last_event(
     running: RunningServer, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

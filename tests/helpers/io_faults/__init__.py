@@ -39,7 +39,7 @@ PRELOADED = (
     "tests.helpers.io_faults.scenarios",
 )
 MODES = ("error", "short", "torn")
-_NOTES = ("tokens of ", "cached tokens ", "note: ")
+_NOTES = ("tokens of ", "cached tokens ", "note: ", "1 request failed while the engine generated: ")
 _GOING_ON = "going on with the next"
 _HEADER = struct.Struct("=qqqiiii24s64s1024s")
 _CALL = struct.Struct("=24s232s")

@@ -45,7 +45,8 @@ def listing(inputs: Path) -> Scenario:
     def result(folder: Path, ended: Ended) -> Mapping[str, Any]:
         return {run["name"]: {key: run[key] for key in ("status", "steps", "loss")} for run in json.loads(ended.out)}
 
-    return Scenario(lambda folder: ["runs", str(inputs), "--json"], result, inputs=[inputs], goes_on=False)
+    told = {name: f"note: {name} is left out: " for name in ("adapted", "adapted again")}
+    return Scenario(lambda folder: ["runs", str(inputs), "--json"], result, inputs=[inputs], told=told, goes_on=False)
 
 
 def making_a_plugin(inputs: Path) -> Scenario:
@@ -110,6 +111,7 @@ def serving(inputs: Path) -> Scenario:
         lambda folder: ["serve", str(inputs / "model"), "--port", "0", "--device", "cpu"],
         lambda folder, ended: {"answer": re.findall("answer: .*", ended.out)},
         inputs=[inputs],
+        told={"answer": "1 request failed while the engine generated: "},
         goes_on=False,
         target=f"{HERE}:serve_one_request",
     )
@@ -164,6 +166,7 @@ def push_to_nowhere(arguments: Sequence[str]) -> int:
 def serve_one_request(arguments: Sequence[str]) -> int:
     """The command, which is asked something when it has started, and then told to end."""
     import threading
+    import urllib.error
     import urllib.request
 
     from reallm.cli import serve
@@ -177,6 +180,8 @@ def serve_one_request(arguments: Sequence[str]) -> int:
             )
             with urllib.request.urlopen(request, timeout=60) as answer:
                 text = json.load(answer)["choices"][0]["text"]
+        except urllib.error.HTTPError as error:
+            text = error.status
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
         sys.stdout.write(f"answer: {text!r}\n")

@@ -116,7 +116,11 @@ class Sweep:
 
     def _problem_of(self, ended: Ended, fault: Fault) -> str | None:
         if ended.code == 0:
-            return f"standard error is not empty: {ended.err}" if ended.errors else self._difference(ended, ended.out)
+            return (
+                f"standard error is not empty: {ended.err}"
+                if ended.errors
+                else self._difference(ended, ended.out + ended.err)
+            )
         if ended.code is None:
             return "it hung"
         call = ended.failed

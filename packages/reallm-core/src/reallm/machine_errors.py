@@ -71,6 +71,11 @@ def raise_shortage(error: BaseException) -> None:
         raise error
 
 
+def is_of_disk(error: BaseException | None) -> bool:
+    """Whether the disk, or who may use it, is the reason of an error, and not what is there or missing."""
+    return isinstance(error, OSError) and error.errno in _ON_DISK
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Context whose errors of calls about an open file, which do not know its name, get this one."""
@@ -98,7 +103,7 @@ def as_machine_error(error: Exception) -> Exception:
     found = shortage(error)
     if found is not None:
         return MachineError(f"{found} ({cut(one_line(error), _LONGEST_DETAIL)})")
-    if isinstance(error, OSError) and error.errno in _ON_DISK:
+    if isinstance(error, OSError) and is_of_disk(error):
         # a call about an open file does not know its name
         which = "a file cannot be read or written" if error.filename is None else error.filename
         return MachineError(f"{which}: {error.strerror}; free the disk, change the permissions, or give another folder")

@@ -20,6 +20,7 @@ from reallm.errors import ReallmError, counted, one_line
 from reallm.generation.balance import Load
 from reallm.generation.engine import GenerationEngine
 from reallm.generation.request import Event, FinishedEvent, Request
+from reallm.machine_errors import as_machine_error
 from reallm.serving.answer import Answer
 from reallm.serving.errors import APIError
 
@@ -109,7 +110,7 @@ class EngineThread:
             self._cancel(answer)
             answer.hand_over([APIError(str(error))])
         except Exception as error:
-            LOGGER.exception("a request could not be added")
+            _log("a request could not be added", error)
             self._cancel(answer)
             answer.hand_over([_failure(error)])
 
@@ -162,7 +163,7 @@ class EngineThread:
 
     def _fail(self, error: Exception) -> None:
         """End the answers in flight after an error of a step; go on with others if the engine can."""
-        LOGGER.error("%s failed while the engine generated", counted(len(self._places), "request"), exc_info=error)
+        _log(f"{counted(len(self._places), 'request')} failed while the engine generated", error)
         failure = _failure(error)
         try:
             self._end_answers(failure)
@@ -173,6 +174,15 @@ class EngineThread:
         if self.has_failed:
             self._places.clear()
             self._refusal = failure
+
+
+def _log(what: str, error: Exception) -> None:
+    """Log a defect with its traceback, and what the machine lacks in one line."""
+    known = as_machine_error(error)
+    if known is error:
+        LOGGER.error("%s", what, exc_info=error)
+    else:
+        LOGGER.error("%s: %s", what, known)
 
 
 def _failure(error: Exception) -> APIError:

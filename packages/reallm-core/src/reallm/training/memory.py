@@ -7,6 +7,7 @@ includes whatever a plugin's block does, and recomputation.
 
 from __future__ import annotations
 
+import logging
 import math
 import weakref
 from collections import Counter
@@ -25,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reallm.config.optimizer import OptimizerConfig
 from reallm.errors import ReallmError
 from reallm.generation.memory import bytes_per_sequence, bytes_per_token
+from reallm.machine_errors import raise_shortage
 from reallm.model.config import ReaLModelConfig
 from reallm.model.linear_cross_entropy import chunk_size
 from reallm.model.packed import PackedSequences
@@ -205,7 +207,8 @@ def activation_peaks(
         )
     except ReallmError:  # such as a sequence longer than the positions that the model has learned
         raise
-    except Exception:  # the rest is still worth estimating
+    except Exception as error:  # the rest is still worth estimating
+        raise_shortage(error)
         return None
 
 
@@ -379,7 +382,7 @@ def _fake_inputs(
         from torch._subclasses.fake_tensor import FakeTensorMode  # imports much
 
         fake = FakeTensorMode()
-    with fake or nullcontext():
+    with fake or nullcontext(), _without_log_of_torch():
         for module in network.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 of_dtype = parameter_dtype(f".{name}", dtype)
@@ -401,6 +404,17 @@ def _fake_inputs(
         on_device = PackedSequences(seqs.lengths, cu_seqlens, seqs.cached_lengths)
         vars(on_device)["positions"] = positions
         yield tokens, on_device
+
+
+@contextmanager
+def _without_log_of_torch() -> Iterator[None]:
+    """Context in which torch does not log an error of an operation on fake tensors before it raises it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = was_disabled
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from reallm.errors import DataError
 from reallm.experiments.runs.folder import RunFolder
 from reallm.foreign_files import check_own, json_or_none, read_json_object, reading
+from reallm.machine_errors import is_of_disk, naming
 
 
 def is_run(folder: Path) -> bool:
@@ -19,10 +20,17 @@ def is_run(folder: Path) -> bool:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if the file does not exist or holds something else."""
-    with suppress(DataError):
+    """The object in a JSON file; empty if the file does not exist or holds something else.
+
+    Raises:
+        DataError: the disk does not give it.
+    """
+    try:
         return read_json_object(path, error=DataError)
-    return {}
+    except DataError as error:
+        if is_of_disk(error.__cause__):
+            raise
+        return {}
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -30,8 +38,9 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         DataError: it is a link out of its folder, or no regular file.
+        OSError: the disk does not give it.
     """
-    with suppress(FileNotFoundError), _own(path).open(encoding="utf-8", errors="replace") as file:
+    with suppress(FileNotFoundError), naming(path), _own(path).open(encoding="utf-8", errors="replace") as file:
         yield from _objects(file)
 
 
@@ -39,13 +48,20 @@ def last_json_lines(path: Path, n_bytes: int = 1 << 18) -> list[dict[str, Any]]:
     """Like `json_lines`, but only for the last `n_bytes` of the file: some hundred lines, however long the file is.
 
     None if the file is a link out of its folder, or no regular file: what lists runs goes on to the next one.
+
+    Raises:
+        DataError, OSError: the disk does not give it.
     """
     try:
-        with _own(path).open("rb") as file:
+        with naming(path), _own(path).open("rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
             file.seek(start)
             lines = file.read().decode(errors="replace").split("\n")
-    except (FileNotFoundError, DataError):
+    except FileNotFoundError:
+        return []
+    except DataError as error:
+        if is_of_disk(error.__cause__):
+            raise
         return []
     return list(_objects(lines[1:] if start else lines))
 

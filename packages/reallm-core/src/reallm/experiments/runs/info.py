@@ -20,6 +20,8 @@ from reallm.experiments.runs.folder import RunFolder, has_state
 from reallm.experiments.runs.metrics import is_evaluation, is_loss, is_number, is_reward
 from reallm.file_locks import is_locked
 from reallm.foreign_files import reading
+from reallm.machine_errors import as_machine_error, is_of_disk, raise_shortage
+from reallm.notices import notify_once
 
 Status = Literal["running", "done", "stopped", "failed", "killed"]
 
@@ -111,6 +113,7 @@ def read_run(path: Path, *, name: str | None = None) -> RunInfo:
 
     Raises:
         RunError: there is no run in the folder; names the one that was probably meant.
+        DataError, OSError: the disk does not give what is there.
     """
     if not is_run(path):
         raise _no_run(path)
@@ -141,8 +144,16 @@ def read_run(path: Path, *, name: str | None = None) -> RunInfo:
 
 
 def list_runs(folder: Path) -> list[RunInfo]:
-    """The runs in `folder` and one level below it (`demo-20261124-140000/run`), newest first."""
-    runs = [read_run(path, name=name) for name, path in run_folders(folder).items()]
+    """The runs in `folder` and one level below it (`demo-20261124-140000/run`), newest first.
+
+    One that the disk does not give is left out, and a note says so.
+    """
+    runs = []
+    for name, path in run_folders(folder).items():
+        try:
+            runs.append(read_run(path, name=name))
+        except (DataError, OSError) as error:
+            _leave_out(name, error)
     return sorted(runs, key=lambda run: (run.started or datetime.min, run.name), reverse=True)
 
 
@@ -150,9 +161,18 @@ def run_folders(folder: Path) -> dict[str, Path]:
     """The folders of `list_runs` by name; does not read files in them."""
     found = {}
     for path in _folders(folder):
-        inner = [path] if is_run(path) else [below for below in _folders(path) if is_run(below)]
+        try:
+            inner = [path] if is_run(path) else [below for below in _folders(path) if is_run(below)]
+        except OSError as error:
+            _leave_out(path.name, error)
+            continue
         found.update({str(one.relative_to(folder)): one for one in inner})
     return found
+
+
+def _leave_out(name: str, error: Exception) -> None:
+    raise_shortage(error)
+    notify_once(f"{name} is left out: {as_machine_error(error)}")
 
 
 def find_run(name: str, folder: Path) -> RunInfo:
@@ -190,7 +210,7 @@ def _no_run(path: Path) -> RunError:
 def _folders(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError:  # does not exist, or is not readable
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -235,11 +255,14 @@ def _best(path: Path, written: Any) -> Best | None:
 
 def _existing(path: Path, relative: Any) -> Path | None:
     """The folder below that of the run which its summary names; None if it is not there, or elsewhere."""
-    with suppress(OSError, ValueError):  # no path at all
+    try:
         folder = path / relative if isinstance(relative, str) else None
-        if folder is not None and folder.is_dir() and folder.resolve().is_relative_to(path.resolve()):
-            return folder
-    return None
+        is_there = folder is not None and folder.is_dir() and folder.resolve().is_relative_to(path.resolve())
+    except (OSError, ValueError) as error:  # no path at all
+        if is_of_disk(error):
+            raise
+        return None
+    return folder if is_there else None
 
 
 def _words(text: Any) -> str | None:
@@ -272,7 +295,7 @@ def _modified_at(path: Path) -> float:
     """Seconds since 1970; 0 if the file does not exist."""
     try:
         return path.stat().st_mtime
-    except OSError:
+    except FileNotFoundError:
         return 0.0
 
 
