@@ -48,6 +48,24 @@ def test_an_error_about_another_file_passes_and_leaves_the_old_file(tmp_path: Pa
     assert content(tmp_path) == {"x": "old"}
 
 
+def test_nothing_is_left_if_the_disk_fails_once_in_the_look_for_what_to_restore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exists, failed = Path.exists, []
+
+    def failing(path: Path) -> bool:
+        if path.name.endswith(".reallm-old") and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", failing)
+    with atomic_write(tmp_path / "x") as temporary:
+        temporary.write_text("new")
+    assert failed
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 def test_a_lack_of_memory_is_told_of_what_is_saved_but_passes_where_it_may_be_of_others(tmp_path: Path) -> None:
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
     told = pytest.raises(DataError, match=r"cannot write .*step-1: more memory is asked for")

@@ -197,3 +197,9 @@ def test_a_pipe_among_the_files_of_a_tokenizer_is_not_waited_for(folder: Path) -
     os.mkfifo(folder / "merges.txt")
     with pytest.raises(CheckpointError, match=r"merges\.txt cannot be read \(it is not a regular file\)"):
         load_tokenizer(folder)
+
+
+def test_an_adapter_whose_base_cannot_be_read_says_why(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": ')
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json cannot be read as JSON"):
+        base_folder(tmp_path)

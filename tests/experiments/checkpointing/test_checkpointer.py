@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import resource
 import shutil
@@ -21,6 +22,7 @@ from reallm.config.optimizer import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import CheckpointError, ConfigError, DataError
 from reallm.experiments.checkpointing import checkpointer as saving
+from reallm.experiments.run.best_metric import BestMetric
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
 from reallm.loggers.jsonl import JsonlLogger
 from tests.experiments.conftest import Trainer, records, write_rows
@@ -75,6 +77,34 @@ def test_the_best_checkpoint_is_kept(trainer: Trainer, metric: str, mode: str) -
         "metric": metric, "value": best, "step": step, "checkpoint": f"checkpoints/step-{step:06d}",
     }  # fmt: skip
     assert f"best {metric}:" in trainer.output
+
+
+@pytest.mark.parametrize(("losses", "failing", "best"), [({3: 2.0, 6: 1.0}, 3, 6), ({3: 2.0, 6: 1.0, 9: 3.0}, 6, 3)])
+def test_a_save_that_fails_late_costs_its_own_evaluation_alone(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, losses: dict[int, float], failing: int, best: int
+) -> None:
+    write_all, update = saving.Checkpointer._write_all, BestMetric.update
+    evaluated = {step: threading.Event() for step in losses}
+
+    def write(self: saving.Checkpointer, save: saving._Save, *others: Any) -> None:
+        if save.path.name == f"step-{failing:06d}":
+            save.is_read.set()
+            evaluated[failing + 3].wait(60)
+            raise DataError(f"cannot write {save.path}: Input/output error")
+        write_all(self, save, *others)
+
+    def update_with(self: BestMetric, metrics: Mapping[str, float], step: int, checkpoint: str) -> bool:
+        is_best = update(self, {"eval/loss": losses.get(step, math.nan)}, step, checkpoint)
+        evaluated.get(step, threading.Event()).set()
+        return is_best
+
+    monkeypatch.setattr(saving.Checkpointer, "_write_all", write)
+    monkeypatch.setattr(BestMetric, "update", update_with)
+    config = trainer.config(n_valid=4, epochs=len(losses), save_every=3, keep_last=1, best_metric="eval/loss")
+    folder = trainer.run(config).run_dir
+    assert f"step-{failing:06d}: Input/output error. Training continues; " in trainer.output
+    assert (folder / "checkpoints" / "best").resolve().name == f"step-{best:06d}"
+    assert json.loads((folder / "summary.json").read_text())["best"]["step"] == best
 
 
 def test_an_unknown_best_metric_is_named_before_the_first_step(trainer: Trainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from reallm import foreign_files
+from reallm.errors import DataError
 from reallm.experiments.runs import folder as run_folder
 from reallm.experiments.runs.info import RunError, find_run, list_runs, read_run
 from reallm.file_locks import is_locked
@@ -129,6 +132,24 @@ def test_a_damaged_summary_hides_no_other_run(tmp_path, content):
     write_run(tmp_path / "b")
     (path / "summary.json").write_text(content)
     assert {info.name: info.steps for info in list_runs(tmp_path)} == {"a": 3, "b": 3}
+
+
+def test_a_run_that_the_disk_does_not_give_is_left_out_of_a_list_and_taken_for_no_other(tmp_path, monkeypatch, caplog):
+    path = write_run(tmp_path / "a")
+    write_run(tmp_path / "b")
+    read = foreign_files.read_bytes
+
+    def failing(file, **options):
+        if file == path / "summary.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return read(file, **options)
+
+    monkeypatch.setattr(foreign_files, "read_bytes", failing)
+    assert [run.name for run in list_runs(tmp_path)] == ["b"]
+    (note,) = caplog.messages
+    assert note.startswith(f"note: a is left out: {path / 'summary.json'} cannot be read")
+    with pytest.raises(DataError, match=f"{path / 'summary.json'} cannot be read.*Input/output error"):
+        read_run(path)
 
 
 def test_a_run_is_found_by_name_or_by_path(tmp_path, monkeypatch):

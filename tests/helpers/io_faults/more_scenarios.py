@@ -28,7 +28,13 @@ from tests.helpers.jobs import sft
 RUN = ("name=run", "resume=auto", "max_steps=1")
 UNTIL_KILLED = "tests.helpers.io_faults.more_scenarios:run_until_second_step"
 REWARD = "def distinct(completions, **columns):\n    return [len(set(text)) for text in completions]\n"
-TOLD = {**LOST_WHEN_TOLD, "rollouts": "no rollouts: ", "timeline": "no timeline: ", "outputs": "outputs are not cached"}
+TOLD = {
+    **LOST_WHEN_TOLD,
+    "graph.svg": "no drawing of the graph: ",
+    "outputs": "outputs are not cached",
+    "rollouts": "no rollouts: ",
+    "timeline": "no timeline: ",
+}
 OF_THE_TIME = (
     "summary.html",
     "summary.json",

@@ -6,7 +6,8 @@ A process that is killed may still leave half a line, which those who read such 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -17,11 +18,17 @@ def append(path: Path, content: bytes) -> None:
     Raises:
         OSError: nothing was appended, since the disk is full or damaged.
     """
-    file = path.open("ab", buffering=0)
-    try:
+    with closing_without_error(path.open("ab", buffering=0)) as file:
         write_all(file, content)
+
+
+@contextmanager
+def closing_without_error(file: FileIO) -> Iterator[FileIO]:
+    """Context that closes a file: an error would tell of a disk that fails later, which is not waited for either."""
+    try:
+        yield file
     finally:
-        with suppress(OSError):  # it would tell of a disk that fails later, which is not waited for here either
+        with suppress(OSError):
             file.close()
 
 

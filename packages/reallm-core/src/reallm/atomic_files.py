@@ -118,7 +118,10 @@ def remove_folder(path: AnyPath) -> None:
     final = Path(path)
     doomed = _siblings(final, secrets.token_hex(8)).gone
     with errors_name(final), suppress(FileNotFoundError):
-        final.rename(doomed)
+        try:
+            final.rename(doomed)
+        except OSError:  # tried twice: there may be no later chance
+            final.rename(doomed)
         discard(doomed)
 
 

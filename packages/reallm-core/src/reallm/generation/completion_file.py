@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from reallm.appended_files import write_all
+from reallm.appended_files import closing_without_error, write_all
 from reallm.atomic_files import atomic_write, discard, errors_name
 from reallm.errors import DataError
 from reallm.file_locks import try_lock
@@ -59,7 +59,7 @@ class CompletionFile:
                 raise DataError(f"{folder} belongs to {user}; give another --output")
             folder.mkdir(exist_ok=True)
             rows = (folder / _ROWS).open("a+b", buffering=0)
-        with rows:
+        with closing_without_error(rows):
             _lock(rows, folder / _ROWS, path)
             if has_rows and not overwrite:
                 _check_settings(path, _read_settings(folder), settings)

@@ -34,6 +34,7 @@ from reallm.parallel.object_collectives import fail_together, is_leader
 @dataclass
 class _Save:
     path: Path
+    best: Best | None
     is_read: threading.Event = field(default_factory=threading.Event)
     """Set when the models and engines have been read completely."""
     error: Exception | None = None
@@ -68,6 +69,8 @@ class Checkpointer:
         self._folder, self._keep_last, self._in_background = folder, keep_last, in_background
         self.newest = newest
         """The newest complete checkpoint."""
+        self.best = best
+        """The best evaluation when it was saved."""
         self._save: _Save | None = None
         self._thread: threading.Thread | None = None
         self._mesh = mesh
@@ -92,7 +95,7 @@ class Checkpointer:
             followers: exports of the roles whose weights follow those of trained ones; a part of the training state.
         """
         assert self._save is None, "an earlier save has not been finished"
-        self._save = save = _Save(self._folder.checkpoint(state.step))
+        self._save = save = _Save(self._folder.checkpoint(state.step), state.best)
         if not self._in_background:
             self._write(save, exports, state, followers or {})
             return
@@ -129,7 +132,7 @@ class Checkpointer:
             return False
         if save.error is not None:
             raise save.error
-        self.newest = save.path
+        self.newest, self.best = save.path, save.best
         return True
 
     def _write(

@@ -391,8 +391,9 @@ class Trainer:
             kept = f"{self.newest} is still there" if self.newest else "nothing is saved yet"
             self.progress.echo(f"saving failed: {error}. Training continues; {kept}")
             best = self.best.best
-            if best is not None and not (self.run.folder.path / best.checkpoint).is_dir():
-                self.best.best = None
+            is_of_failed = best is not None and best.step == self._saved_step  # and not of what is saved next
+            if is_of_failed and not (self.run.folder.path / best.checkpoint).is_dir():
+                self.best.best = self.checkpointer.best
 
     def _complete_save(self) -> None:
         """Wait for the save in progress, and tell the callbacks of it."""
