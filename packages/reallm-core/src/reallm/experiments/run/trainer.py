@@ -390,9 +390,9 @@ class Trainer:
         except DataError as error:
             kept = f"{self.newest} is still there" if self.newest else "nothing is saved yet"
             self.progress.echo(f"saving failed: {error}. Training continues; {kept}")
-            best = self.best.best
-            is_of_failed = best is not None and best.step == self._saved_step  # and not of what is saved next
-            if is_of_failed and not (self.run.folder.path / best.checkpoint).is_dir():
+            best, folder = self.best.best, self.run.folder.path
+            # that of a later step is about to be saved
+            if best is not None and best.step == self._saved_step and not (folder / best.checkpoint).is_dir():
                 self.best.best = self.checkpointer.best
 
     def _complete_save(self) -> None:
