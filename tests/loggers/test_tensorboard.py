@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,27 @@ def test_a_tensorboard_logger_that_logs_nothing_leaves_nothing(tmp_path: Path) -
 
     TensorBoardLogger(tmp_path, CONFIG).close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_disk_is_raised_and_not_shown_by_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    from reallm.loggers import tensorboard
+
+    shown: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", shown.append)
+    hide = tensorboard._hide_tracebacks_of_threads
+    hide.cache_clear()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        tensorboard.TensorBoardLogger(tmp_path, {}).log(1, {"train/loss": 1.0})
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("tensorboard."):
+            thread.join(60)
+    assert not shown
+    hide.cache_clear()  # what it has put in place ends with this test

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,24 @@ class TensorBoardLogger:
             self._writer.close()
 
     def _open(self) -> SummaryWriter:
+        _hide_tracebacks_of_threads()
         # Opened by the first point: until then `resume` may still set the step after which earlier files are purged.
         after = self._resumed_after
         self._writer = SummaryWriter(str(self._folder), purge_step=None if after is None else after + 1)
         self._writer.add_text("config", self._config, max(after or 0, 0))
         return self._writer
+
+
+@cache
+def _hide_tracebacks_of_threads() -> None:
+    """Let Python not show what ends a thread of TensorBoard's: the next call of its writer raises it."""
+    show = threading.excepthook
+
+    def show_others(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            show(args)
+
+    threading.excepthook = show_others
 
 
 def _lines(config: Mapping[str, Any], prefix: str = "") -> list[str]:
