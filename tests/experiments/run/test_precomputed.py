@@ -246,7 +246,7 @@ def test_without_a_cache_outputs_stay_in_memory_and_in_the_run_folder(
     assert not cache.exists() or not list(cache.glob("*.safetensors"))
     assert list((result.run_dir / "precomputed").rglob("*.safetensors"))
 
-    monkeypatch.setattr("reallm.experiments.run.precomputed.can_write", lambda folder: False)
+    monkeypatch.setattr("reallm.experiments.run.precomputed.user_cache", lambda name: None)
     train(held, ref)
     assert f"ref_inf: outputs are not cached, {cache} cannot be written to" in held.output
 
