@@ -20,6 +20,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import checkpoint as torch_checkpoint
 
+from reallm.model.gradients import accumulate_gradients
+
 
 def checkpoint(function: Callable[..., Tensor], *inputs: object) -> Tensor:
     """`function(*inputs)`, saving only the inputs; the backward pass runs it again."""
@@ -43,7 +45,7 @@ class _WithoutValues(torch.autograd.Function):
             for each in ctx.inputs
         ]
         with torch.enable_grad():
-            torch.autograd.backward(ctx.function(*inputs), grad)
+            accumulate_gradients(ctx.function(*inputs), grad)
         return None, *[each.grad if isinstance(each, Tensor) else None for each in inputs]
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from reallm.model.gradients import input_gradients
 from reallm.model.ops import ActivationFunction
 
 ACTIVATION_FUNCTIONS: dict[str, ActivationFunction] = {
@@ -87,5 +88,5 @@ class _Exact(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            (grad_x,) = torch.autograd.grad(ACTIVATION_FUNCTIONS[ctx.name](x), x, grad)
+            (grad_x,) = input_gradients(ACTIVATION_FUNCTIONS[ctx.name](x), [x], grad)
         return grad_x, None

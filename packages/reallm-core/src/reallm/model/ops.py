@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from reallm.model.gradients import input_gradients
+
 ActivationFunction = Callable[[Tensor], Tensor]
 FEW_TOKENS = 64
 """Number of tokens up to which, as in decoding, fewer calls matter more than fewer passes over memory."""
@@ -89,7 +91,7 @@ class _Gated(torch.autograd.Function):
         with torch.enable_grad():
             gate = gate.detach().requires_grad_()
             activated = ctx.activation(gate)
-        (grad_gate,) = torch.autograd.grad(activated, gate, grad * up)
+        (grad_gate,) = input_gradients(activated, [gate], grad * up)
         return grad_gate, activated.detach().mul_(grad), None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
+from reallm.model.gradients import input_gradients
 from reallm.model.moe.grouped_linear import GroupedLinear, KernelLinear, LoopedLinear
 
 
@@ -173,7 +174,7 @@ class _GroupedExpertMLP(torch.autograd.Function):
         grad_down = linear.weight_grads(grads, inner) if needs.down else None
         grad_down_bias = linear.bias_grads(grads) if needs.down_bias else None
         del grads
-        grad_gates, grad_ups = torch.autograd.grad(activated, (gates, ups), grad_inner.mul_(row_weights))
+        grad_gates, grad_ups = input_gradients(activated, (gates, ups), grad_inner.mul_(row_weights))
         del activated, inner, grad_inner
         grad_rows = linear.input_grads(grad_ups, up, out=linear.input_grads(grad_gates, gate))
         grad_x = F.embedding_bag(chosen.row_of, grad_rows, mode="sum")
