@@ -45,9 +45,9 @@ class NamedFields:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Check the names; the constructor that dataclasses write does the rest."""
-        names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
         for name in kwargs:
-            if name not in names:
+            if name not in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+                names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
                 raise ConfigError(f"{cls.__name__} has no field '{name}'{cls._hint(name, names)}")
         return super().__new__(cls)
 

@@ -503,6 +503,17 @@ class ReaLModelConfig(NamedFields):
         """Whether the output head reuses the token embedding; a critic's scalar head never does."""
         return self.tied_embeddings and not self.is_critic
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """What follows from an architecture is looked up by it."""
+        return hash(tuple([getattr(self, item.name) for item in dataclasses.fields(self)]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_hash"}  # another process has others
+
     @property
     def base(self) -> ReaLModelConfig:
         """The same architecture without adapters, as checkpoints have it."""
@@ -522,7 +533,18 @@ class ReaLModelConfig(NamedFields):
 
         Lists in `extra` that have as many entries as there are blocks are taken to have one for each.
         """
-        changes: dict[str, Any] = {"n_layers": len(blocks), "extra": _of_blocks(self.extra, self.n_layers, blocks)}
+        return dataclasses.replace(self, n_layers=len(blocks), **self._fields_of(blocks))
+
+    def alike_blocks(self) -> list[list[int]]:
+        """The blocks (from 0) in groups that are configured alike, in the order of the first of each."""
+        found: dict[tuple[Any, ...], list[int]] = {}
+        for block in range(self.n_layers):
+            found.setdefault(tuple(self._fields_of([block]).values()), []).append(block)
+        return list(found.values())
+
+    def _fields_of(self, blocks: Sequence[int]) -> dict[str, Any]:
+        """The fields that may differ between blocks, of some of them."""
+        changes: dict[str, Any] = {"extra": _of_blocks(self.extra, self.n_layers, blocks)}
         for name in PER_BLOCK:
             value = getattr(self, name)
             if isinstance(value, tuple):
@@ -530,7 +552,7 @@ class ReaLModelConfig(NamedFields):
         if self.moe and self.moe.layers is not None:
             kept = tuple(index for index, block in enumerate(blocks) if block in self.moe.layers)
             changes["moe"] = dataclasses.replace(self.moe, layers=kept)
-        return dataclasses.replace(self, **changes)
+        return changes
 
     def _each_block(self, value: Any) -> tuple[Any, ...]:
         return value if isinstance(value, tuple) else (value,) * self.n_layers

@@ -64,6 +64,14 @@ class Layout(NamedFields):
         if self.dp == 1:
             object.__setattr__(self, "fsdp", False)
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Plans look layouts up all the time."""
+        return hash((self.dp, self.pp, self.tp, self.fsdp, self.ranks))
+
     @classmethod
     def parse(cls, text: str) -> Layout:
         """Parse text such as `tp2pp1dp2` or `fsdp2tp2@4-7`.
@@ -137,7 +145,7 @@ class Layout(NamedFields):
     def _sizes(self) -> str:
         return f"tp{self.tp}pp{self.pp}{'fsdp' if self.fsdp else 'dp'}{self.dp}"
 
-    @property
+    @cached_property
     def short(self) -> str:
         """Like `str`, but without sizes of 1: `fsdp8`, `tp2dp4@4-11`; `dp1` for a single rank."""
         sizes = {"tp": self.tp, "pp": self.pp, "fsdp" if self.fsdp else "dp": self.dp}

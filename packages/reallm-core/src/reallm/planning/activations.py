@@ -135,6 +135,7 @@ class ActivationTraces:
         return logits_bytes(shard, self._scored(n_tokens), self.dtype, device)
 
 
+@lru_cache(maxsize=256)
 def tp_shard(config: ReaLModelConfig, tp: int) -> ReaLModelConfig:
     """A model as large as what one of `tp` ranks has of each layer."""
     moe = config.moe

@@ -69,9 +69,11 @@ class EstimatedCosts:
     def _call(self, name: str, plan: CallPlan) -> CallCost:
         """The time of a call on its ranks, all of which begin and end together."""
         # what is on other nodes, in the same way, takes as long
-        first_of_node = min(plan.layout.ranks) // self._machine.ranks_per_node * self._machine.ranks_per_node
-        ranks = tuple(rank - first_of_node for rank in plan.layout.ranks)
-        return self._seconds(name, dataclasses.replace(plan.layout, ranks=ranks), plan.max_tokens)
+        layout = plan.layout
+        first_of_node = min(layout.ranks) // self._machine.ranks_per_node * self._machine.ranks_per_node
+        if first_of_node:
+            layout = dataclasses.replace(layout, ranks=tuple(rank - first_of_node for rank in layout.ranks))
+        return self._seconds(name, layout, plan.max_tokens)
 
     def _uncached_seconds(self, name: str, layout: Layout, max_tokens: int | None) -> CallCost:
         call = self._calls[name]

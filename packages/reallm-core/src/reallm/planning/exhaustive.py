@@ -46,6 +46,33 @@ class _Partial(NamedTuple):
     """The sets of ranks that have been chosen."""
 
 
+class _Walk(NamedTuple):
+    """Ranks walk through calls: each begins when those that it waits for have ended and its ranks are free."""
+
+    stops: list[tuple[int, tuple[int, ...], tuple[int, ...], float]]
+    """Each call, those that it waits for, the parts of the ranks that compute it, and its seconds."""
+    n_parts: int
+    n_calls: int
+
+    def last_end(self, changed: int, its_seconds: float) -> float:
+        """When the last call ends, if one of them takes other seconds."""
+        free, ended, last = [0.0] * self.n_parts, [0.0] * self.n_calls, 0.0
+        for call, waits_for, parts, seconds in self.stops:
+            start = 0.0
+            for other in waits_for:
+                if ended[other] > start:
+                    start = ended[other]
+            for part in parts:
+                if free[part] > start:
+                    start = free[part]
+            end = ended[call] = start + (its_seconds if call == changed else seconds)
+            for part in parts:
+                free[part] = end
+            if end > last:
+                last = end
+        return last
+
+
 class Exhaustive:
     """Goes through the plans call by call, the most promising first, until no other can be better than the best one.
 
@@ -92,6 +119,7 @@ class Exhaustive:
         self._loads = fitting.loads
         self._by_mesh = {number: _by_mesh(found) for number, found in self._places.items()}
         """The places of each call on each set of ranks, the fastest first."""
+        self._first_meshes: dict[tuple[int, tuple[Mesh, ...]], list[tuple[Mesh, list[Place], tuple[Mesh, ...]]]] = {}
         self._is_symmetric, self._max_tried = is_symmetric, max_tried
         self._best: Fitted | None = None
         self.n_tried = 0
@@ -118,7 +146,7 @@ class Exhaustive:
         while waiting and self.is_complete:
             partial = heapq.heappop(waiting)
             self.bound = partial.bound
-            if not self._can_be_better(partial.bound):
+            if partial.bound >= self._limit:
                 break
             if partial.n_missing:
                 if n_popped % DIVE_EVERY == 0 or partial.n_missing < fewest:
@@ -150,43 +178,52 @@ class Exhaustive:
         seconds = [self._loads.least[each.load].of_moves(each.moves) for each in partial.segments]
         work = sum([of_rank * each.n_ranks for of_rank, each in zip(seconds, partial.segments, strict=True)])
         work += self._work_after[len(partial.chosen) + 1]
-        for mesh, places in self._by_mesh[call].items():
-            if self._is_symmetric and not is_first_alike(mesh, partial.meshes, self._n_ranks):
-                continue
-            meshes = partial.meshes if mesh in partial.meshes else (*partial.meshes, mesh)
-            ranks = places[0].ranks
+        for mesh, places, meshes in self._meshes(call, partial.meshes):
+            ranks, walk = places[0].ranks, None
             busy = max([one for one, each in zip(seconds, partial.segments, strict=True) if each.ranks & ranks])
             for one in places:
                 self.n_tried += 1
-                if not self._can_be_better(max(busy + one.seconds, (work + mesh[1] * one.seconds) / self._n_ranks)):
+                if max(busy + one.seconds, (work + mesh[1] * one.seconds) / self._n_ranks) >= self._limit:
                     break  # nor can those that take longer
                 if not self._is_possible(partial.chosen, one):
                     continue
-                chosen = (*partial.chosen, one)
-                bound = max(partial.bound, self._last_end(chosen, list(_split(partial.segments, one.ranks))))
-                if not self._can_be_better(bound):
+                walk = walk or self._walk((*partial.chosen, one), list(_split(partial.segments, ranks)))
+                bound = max(partial.bound, walk.last_end(call, one.seconds))
+                if bound >= self._limit:
                     break  # before moves and offloads are looked at, which takes longer
-                segments = self._with_call(partial, one)
+                chosen, segments = (*partial.chosen, one), self._with_call(partial, one)
+                if segments is None:
+                    continue
                 bound = max(bound, self._least(segments, len(chosen)))
-                if self._can_be_better(bound):
+                if bound < self._limit:
                     yield _Partial(bound, partial.n_missing - 1, self.n_tried, chosen, segments, meshes)
 
-    def _with_call(self, partial: _Partial, one: Place) -> tuple[_Segment, ...]:
-        """The segments once a call is placed."""
+    def _meshes(self, call: int, meshes: tuple[Mesh, ...]) -> list[tuple[Mesh, list[Place], tuple[Mesh, ...]]]:
+        """The sets of ranks on which a call is tried once others have been chosen, with its places on each, and all
+        sets that have been chosen then."""
+        found = self._first_meshes.get((call, meshes))
+        if found is None:
+            found = self._first_meshes[call, meshes] = [
+                (mesh, places, meshes if mesh in meshes else (*meshes, mesh))
+                for mesh, places in self._by_mesh[call].items()
+                if not self._is_symmetric or is_first_alike(mesh, meshes, self._n_ranks)
+            ]
+        return found
+
+    def _with_call(self, partial: _Partial, one: Place) -> tuple[_Segment, ...] | None:
+        """The segments once a call is placed; None if the ranks of one take too long."""
         found = []
-        moves = self._moves(partial.chosen, one)
+        moves, loads, limit = self._moves(partial.chosen, one), self._loads, self._limit
         for ranks, n_ranks, load, seconds in partial.segments:
             common = ranks & one.ranks
             rest = n_ranks - common.bit_count()
             if rest:
-                found.append(_Segment(ranks ^ common, rest, load, seconds))
+                found.append(_Segment(ranks ^ common, rest, load, _with_moves(seconds, moves, ranks ^ common)))
             if common:
-                found.append(_Segment(common, n_ranks - rest, self._loads.add(load, one), seconds))
-        if moves:
-            found = [
-                each._replace(moves=each.moves + sum([more for more, ranks in moves if ranks & each.ranks]))
-                for each in found
-            ]
+                load, seconds = loads.add(load, one), _with_moves(seconds, moves, common)
+                if loads.least[load].of_moves(seconds) >= limit:
+                    return None
+                found.append(_Segment(common, n_ranks - rest, load, seconds))
         return tuple(found)
 
     def _moves(self, chosen: Sequence[Place], one: Place) -> list[tuple[float, RankSet]]:
@@ -212,33 +249,23 @@ class Exhaustive:
         work = sum([of_rank * each.n_ranks for of_rank, each in zip(seconds, segments, strict=True)])
         return max(*seconds, (work + self._work_after[n_chosen]) / self._n_ranks)
 
-    def _last_end(self, chosen: Sequence[Place], parts: Sequence[RankSet]) -> float:
-        """When the last call ends at least: those without a place take no ranks, but as long as they take at least.
+    def _walk(self, chosen: Sequence[Place], parts: Sequence[RankSet]) -> _Walk:
+        """The calls that have a place, and those without one: these take no ranks, but as long as they take at least.
 
         Args:
             chosen: the calls that have a place.
             parts: the ranks, in sets that compute the same calls.
         """
         by_call = {one.call: one for one in chosen}
-        free = [0.0] * len(parts)
-        ended: dict[int, float] = {}
+        stops = []
         for call in self._bounds.order:
-            start = 0.0
-            for other in self._bounds.waits_for[call]:
-                if ended[other] > start:
-                    start = ended[other]
             one = by_call.get(call)
             if one is None:
-                ended[call] = start + self._bounds.seconds[call]
-                continue
-            numbers = [number for number, part in enumerate(parts) if part & one.ranks]
-            for number in numbers:
-                if free[number] > start:
-                    start = free[number]
-            end = ended[call] = start + one.seconds
-            for number in numbers:
-                free[number] = end
-        return max(ended.values())
+                stops.append((call, self._bounds.waits_for[call], (), self._bounds.seconds[call]))
+            else:
+                numbers = tuple([number for number, part in enumerate(parts) if part & one.ranks])
+                stops.append((call, self._bounds.waits_for[call], numbers, one.seconds))
+        return _Walk(stops, len(parts), len(self._is_trained))
 
     # ------------------------------------------------------------------ calls that share a copy of a model
 
@@ -285,14 +312,20 @@ class Exhaustive:
 
     # ------------------------------------------------------------------ whole plans
 
-    def _can_be_better(self, bound: float) -> bool:
-        return bound < (math.inf if self._best is None else self._best.outcome.seconds * (1 - LEAST_GAIN))
+    @property
+    def _best(self) -> Fitted | None:
+        """The best plan so far."""
+        return self._best_so_far
+
+    @_best.setter
+    def _best(self, found: Fitted | None) -> None:
+        self._best_so_far = found
+        self._limit = math.inf if found is None else found.outcome.seconds * (1 - LEAST_GAIN)
 
     def _evaluate(self, chosen: Sequence[Place]) -> None:
         by_call = {**self._others, **{one.call: one for one in chosen}}
         places = self._simulator.shared([by_call[number] for number in range(len(by_call))])
-        limit = math.inf if self._best is None else self._best.outcome.seconds * (1 - LEAST_GAIN)
-        found = self._fitting.fastest(places, limit)
+        found = self._fitting.fastest(places, self._limit)
         if found is not None:
             self._best = found
 
@@ -305,6 +338,11 @@ def _split(segments: Sequence[_Segment], ranks: RankSet) -> Iterator[RankSet]:
             yield common
         if common != each.ranks:
             yield each.ranks ^ common
+
+
+def _with_moves(seconds: float, moves: Sequence[tuple[float, RankSet]], ranks: RankSet) -> float:
+    """Seconds of moves of weights that ranks take part in, with more of them."""
+    return seconds + sum([more for more, of_ranks in moves if of_ranks & ranks]) if moves else seconds
 
 
 def _mesh(one: Place) -> Mesh:

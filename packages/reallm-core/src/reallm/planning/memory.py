@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -127,8 +127,10 @@ class ModelMemory:
     @property
     def _prepacks(self) -> bool:
         """Whether weights are copied for decoding, as oneDNN does on a CPU."""
+        if self.machine.device != "cpu":
+            return False
         weight = torch.empty(1, 1, dtype=self.settings.dtype)
-        return self.machine.device == "cpu" and uses_onednn(weight, weight)
+        return uses_onednn(weight, weight)
 
     @property
     def _moment_bytes(self) -> float:
@@ -154,16 +156,22 @@ class ModelMemory:
     ) -> int:
         """Activations of a micro-batch; with sequence parallelism in training all of them are divided."""
         divides_all = self.sequence_parallel and gradient_checkpointing is not None
-        traces = ActivationTraces(
-            self.config if has_logits else self.config.replace(is_critic=True),
-            self.settings.dtype,
-            torch.device(self.machine.device),
-            self.sequences.longest,
-            self.sequences.share_of_answers or 1.0,
-        )
+        traces = self._traces if has_logits else self._traces_without_logits
         if divides_all:
             return traces.n_bytes(n_tokens, 1, gradient_checkpointing) // layout.tp
         return traces.n_bytes(n_tokens, layout.tp, gradient_checkpointing)
+
+    @cached_property
+    def _traces(self) -> ActivationTraces:
+        return self._traces_of(self.config)
+
+    @cached_property
+    def _traces_without_logits(self) -> ActivationTraces:
+        return self._traces_of(self.config.replace(is_critic=True))
+
+    def _traces_of(self, config: ReaLModelConfig) -> ActivationTraces:
+        device, longest = torch.device(self.machine.device), self.sequences.longest
+        return ActivationTraces(config, self.settings.dtype, device, longest, self.sequences.share_of_answers or 1.0)
 
 
 @lru_cache(maxsize=64)

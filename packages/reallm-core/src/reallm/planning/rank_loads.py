@@ -163,29 +163,38 @@ class RankLoads:
     def _copies_of(self, load: int) -> tuple[_Copy, ...]:
         return tuple([self._copy(users) for users in self._of_copies(load).values()])
 
-    def _fitting(self, copies: tuple[_Copy, ...]) -> list[int]:
-        """The sets of copies of a rank with whose offloads all calls have enough memory; bit n stands for the n-th."""
-        fits, sets, everything = self._machine.fits, self._sets_of(copies), (1 << len(copies)) - 1
-        found = []
-        for moved, (in_host, in_call) in enumerate(zip(sets.kept, sets.in_call, strict=True)):
-            transient = sets.transient[everything ^ moved]
-            stays = sets.kept[everything ^ moved] + (in_call if in_call > transient else transient)
-            if fits(stays, in_host):
-                found.append(moved)
-        return found
+    def _fitting(self, copies: tuple[_Copy, ...]) -> Iterator[tuple[int, float, float]]:
+        """The sets of copies of a rank with whose offloads all calls have enough memory.
+
+        Returns:
+            Of each set, in which bit n stands for the n-th copy, the seconds that its copies take to or from host
+            memory, of all and of the longest.
+        """
+        sets, memory, in_both = self._sets_of(copies), self._machine.memory, self._machine.device == "cpu"
+        host_memory = self._machine.host_memory  # as `Machine.fits` has it, which would be called for all sets
+        rest = zip(reversed(sets.kept), reversed(sets.transient), strict=True)  # of the sets of all other copies
+        columns = zip(sets.kept, sets.in_call, rest, sets.copied, sets.longest, strict=True)
+        for moved, (in_host, in_call, (kept, transient), copied, longest) in enumerate(columns):
+            n_bytes = kept + (in_call if in_call > transient else transient) + in_both * in_host
+            if n_bytes <= memory and in_host <= host_memory:
+                yield moved, copied, longest
 
     def _offloading(self, copies: tuple[_Copy, ...]) -> Mapping[int, float]:
         """The seconds that offloads add to the calls of a rank, for each set of copies that fits."""
-        sets = self._sets_of(copies)
-        return {moved: 2 * sets.copied[moved] - sets.longest[moved] for moved in self._fitting(copies)}
+        return {moved: 2 * copied - longest for moved, copied, longest in self._fitting(copies)}
 
     def _least_offloading(self, copies: tuple[_Copy, ...]) -> LeastTime:
         """The least that offloads add to the calls of a rank; infinite if none is enough."""
-        sets, fitting = self._sets_of(copies), self._fitting(copies)
-        if not fitting:
-            return LeastTime(math.inf, math.inf)
-        seconds = min([2 * sets.copied[moved] - sets.longest[moved] for moved in fitting])
-        return LeastTime(seconds, min([sets.copied[moved] for moved in fitting]))
+        kept = sum([one.kept for one in copies])
+        if self._machine.fits(kept + max([one.transient for one in copies], default=0), 0):
+            return LeastTime(0.0, 0.0)  # without any
+        seconds = with_moves = math.inf
+        for _, copied, longest in self._fitting(copies):
+            if 2 * copied - longest < seconds:
+                seconds = 2 * copied - longest
+            if copied < with_moves:
+                with_moves = copied
+        return LeastTime(seconds, with_moves)
 
     def _sets_of(self, copies: tuple[_Copy, ...]) -> _Sets:
         """What all sets of some copies take: those of the copies before the last one, without it and with it."""

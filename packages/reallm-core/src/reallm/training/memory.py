@@ -231,8 +231,10 @@ def logits_bytes(config: ReaLModelConfig, n_scored: int, dtype: torch.dtype, dev
 
 def _piece_bytes(config: ReaLModelConfig, n_scored: int, dtype: torch.dtype, device: torch.device) -> int:
     """Bytes for the pieces of logits that oneDNN computes, which are then copied; fake tensors do not show them."""
+    if config.is_critic or device.type != "cpu":
+        return 0
     weight = torch.empty(1, 1, dtype=dtype)
-    if config.is_critic or device.type != "cpu" or not uses_onednn(weight, weight):
+    if not uses_onednn(weight, weight):
         return 0
     return PIECES_HELD * min(PIECE_BYTES, 4 * config.vocab_size * n_scored)
 
@@ -279,16 +281,16 @@ def _step_peaks(
     if config.n_layers <= more:
         whole = trace(range(config.n_layers))
         return ActivationPeaks(whole.forward, max(whole.last_block, whole.other_blocks))
-    kinds: dict[ReaLModelConfig, list[int]] = {}  # blocks that are configured alike
-    for block in range(config.n_layers):
-        kinds.setdefault(config.with_blocks(block), []).append(block)
+    kinds = config.alike_blocks()
     # the last blocks of each kind, which include the last of all: memory may peak in its backward pass
-    low = trace(block for blocks in kinds.values() for block in blocks[-few:])
+    low = trace(block for blocks in kinds for block in blocks[-few:])
     forward, last_block, other_blocks = low
-    for kind, blocks in kinds.items():
+    for kind, blocks in enumerate(kinds):
         if len(blocks) <= few:
             continue
-        high = trace(block for each, numbers in kinds.items() for block in numbers[-(more if each == kind else few) :])
+        high = trace(
+            block for each, numbers in enumerate(kinds) for block in numbers[-(more if each == kind else few) :]
+        )
         slope = Fraction(len(blocks) - few, min(len(blocks), more) - few)
         forward += int(slope * (high.forward - low.forward))
         last_block += int(slope * (high.last_block - low.last_block))
@@ -302,10 +304,7 @@ def _call_peaks(
     config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, lengths: Sequence[int], n_scored: int
 ) -> ActivationPeaks:
     # nothing is kept of a block after the next one, so that two blocks of each kind have the peak of all
-    kinds: dict[ReaLModelConfig, list[int]] = {}
-    for block in range(config.n_layers):
-        kinds.setdefault(config.with_blocks(block), []).append(block)
-    few = sorted(block for blocks in kinds.values() for block in blocks[-2:])
+    few = sorted(block for blocks in config.alike_blocks() for block in blocks[-2:])
     traced = config.with_blocks(*few)
     return _trace_call(traced, dtype, device, _equivalent_lengths(traced, lengths), n_scored)
 
