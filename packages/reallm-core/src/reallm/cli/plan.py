@@ -83,6 +83,7 @@ def plan(
         from reallm.planning.configured_workload import configured_workload
         from reallm.planning.find_machine import find_machine
         from reallm.planning.job import PlannedJob
+        from reallm.training.kept_traces import kept_traces
 
         workload = configured_workload(settings, graph, prompt_lens=prompt_lens, answer_lens=answer_lens)
         machine = machine or settings.plan.machine
@@ -93,12 +94,13 @@ def plan(
             from reallm.cli.plan_profile import profiled
 
             job = profiled(job, profile, is_here=machine is None)
-        found = planned(settings, job)
-        step = PlannedStep(job, found.plan, job.simulator.simulate(found.plan), found.search)
-        if as_json:
-            typer.echo(json.dumps(to_json(algorithm, step), indent=2))
-        else:
-            print_plan(algorithm, step, workload)
+        with kept_traces():
+            found = planned(settings, job)
+            step = PlannedStep(job, found.plan, job.simulator.simulate(found.plan), found.search)
+            if as_json:
+                typer.echo(json.dumps(to_json(algorithm, step), indent=2))
+            else:
+                print_plan(algorithm, step, workload)
         if svg is not None:
             draw(svg, algorithm, step)
             typer.echo(f"written: {svg}", err=as_json)

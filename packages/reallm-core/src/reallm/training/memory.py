@@ -36,6 +36,7 @@ from reallm.model.products.linear import PIECE_BYTES, uses_onednn
 from reallm.model.products.nf4 import nf4_bytes
 from reallm.model.quantized import quantized_layers
 from reallm.model.transformer import Transformer
+from reallm.training.kept_traces import kept
 from reallm.training.meta_results import result_on_meta
 from reallm.training.update_rules import update_rules
 
@@ -320,7 +321,7 @@ class _StepPeaks(NamedTuple):
     """Peak in the rest of the backward pass."""
 
 
-@lru_cache(maxsize=256)
+@kept(_StepPeaks)
 def _trace_step(
     config: ReaLModelConfig,
     dtype: torch.dtype,
@@ -355,7 +356,7 @@ def _trace_step(
     return _StepPeaks(forward, max(after_last_block), alive.peak)
 
 
-@lru_cache(maxsize=256)
+@kept(ActivationPeaks)
 def _trace_call(
     config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, lengths: tuple[int, ...], n_scored: int
 ) -> ActivationPeaks:
