@@ -44,6 +44,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
     "masked_fill_": (aten.masked_fill_.Scalar, (_x(5, 6), _x(5, 6, dtype=torch.bool), 0.0), {}),
     "mean": (aten.mean.default, (_x(5, 6),), {}),
     "mm": (aten.mm.default, (_x(5, 6), _x(6, 7)), {}),
+    "roll": (aten.roll.default, (_x(5, 6), [3], [-1]), {}),
     "select_backward": (aten.select_backward.default, (_x(5), [5, 6], 1, 2), {}),
     "slice_backward": (aten.slice_backward.default, (_x(2, 6), [5, 6], 0, 1, 3, 1), {}),
     "softmax": (aten._softmax.default, (_x(5, 6), -1, False), {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress

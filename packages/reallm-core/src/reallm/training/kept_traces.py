@@ -23,7 +23,7 @@ import torch
 
 import reallm
 from reallm.atomic_files import atomic_write
-from reallm.data.cache_folder import cache_folder, can_write, is_unused
+from reallm.data.cache_folder import is_unused, user_cache
 from reallm.errors import ReallmError
 from reallm.foreign_files import MAX_INTEGER, NOT_JSON, parse_json, read_bytes
 from reallm.model.config import ReaLModelConfig, is_custom_class
@@ -48,11 +48,11 @@ _TRACES: ContextVar[Traces | None] = ContextVar("traces", default=None)
 @contextmanager
 def kept_traces() -> Iterator[None]:
     """Context in which traces of earlier commands are used, and new ones are kept for later ones."""
-    try:
-        file = cache_folder(FOLDER) / f"{_version()}.json"
-    except (OSError, ReallmError):  # such as a user without a home
+    folder = _folder()
+    if folder is None:
         yield
         return
+    file = folder / f"{_version()}.json"
     known = _read(file)
     traces = dict(known)
     token = _TRACES.set(traces)
@@ -92,6 +92,14 @@ def _has_code_of_plugins(config: ReaLModelConfig) -> bool:
     return bool(config.custom_classes) or (config.moe is not None and is_custom_class(config.moe.router))
 
 
+def _folder() -> Path | None:
+    """Where traces are kept; None if they cannot be, or if somebody else could have written them."""
+    try:
+        return user_cache(FOLDER)
+    except ReallmError:  # the user has no home
+        return None
+
+
 def _version() -> str:
     """A hash of what traces depend on besides their arguments."""
     digest = hashlib.sha256(repr((sys.version, torch.__version__, torch.version.git_version)).encode())
@@ -120,8 +128,6 @@ def _is_size(value: object) -> bool:
 
 def _write(file: Path, traces: Traces) -> None:
     """Write a file, with what another command has added meanwhile, and remove those that were not used for long."""
-    if not can_write(file.parent):
-        return
     content = {**_read(file), **traces}
     with suppress(OSError, ReallmError), atomic_write(file) as temporary:
         temporary.write_text(json.dumps(content if len(content) <= MOST else traces))

@@ -152,6 +152,10 @@ def _first_dims(indices: Sequence[Tensor | None]) -> list[Tensor] | None:
     return found if len(found) == len(indices) else None
 
 
+def _rolled(x: Tensor, *_: Any) -> Result:
+    return _empty(x.shape, x.dtype)
+
+
 def _of_whole(gradient: Tensor, shape: Sequence[int], *_: int) -> Result:
     return _empty(shape, gradient.dtype)
 
@@ -200,6 +204,7 @@ OF_ARGUMENTS: Mapping[str, Callable[..., Result]] = {
     "index_put": _put,
     "masked_fill_": _filled,
     "mm": _product,
+    "roll": _rolled,
     "select_backward": _of_whole,
     "slice_backward": _of_whole,
     "_log_softmax": _softmax,
