@@ -257,7 +257,7 @@ class Exhaustive:
             parts: the ranks, in sets that compute the same calls.
         """
         by_call = {one.call: one for one in chosen}
-        stops = []
+        stops: list[tuple[int, tuple[int, ...], tuple[int, ...], float]] = []
         for call in self._bounds.order:
             one = by_call.get(call)
             if one is None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -71,6 +71,8 @@ def kept(result: type[R]) -> Callable[[Callable[..., R]], Callable[..., R]]:
         result: the named tuple of numbers of bytes that the function returns.
     """
 
+    made: Callable[..., Any] = result
+
     def decorate(trace: Callable[..., R]) -> Callable[..., R]:
         @lru_cache(maxsize=256)
         def looked_up(config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, *others: Any) -> R:
@@ -81,7 +83,7 @@ def kept(result: type[R]) -> Callable[[Callable[..., R]], Callable[..., R]]:
             found = traces.get(key)
             if found is None or len(found) != len(result.__annotations__):
                 found = traces[key] = list(trace(config, dtype, device, *others))
-            return result(*found)
+            return cast(R, made(*found))
 
         return looked_up
 

@@ -176,7 +176,7 @@ def _softmax_gradient(gradient: Tensor, output: Tensor, dim: int, input_dtype: t
     return _empty(gradient.shape, input_dtype)
 
 
-def _attended(query: Tensor, *_: Any, **__: Any) -> Result:
+def _attended(query: Tensor, *others: Any, **options: Any) -> Result:
     """Outputs, and logarithms of the sums of exponentials [sequences, heads, tokens]."""
     n_sequences, n_heads, n_tokens, _ = query.shape
     dtype = torch.promote_types(query.dtype, torch.float32)
@@ -191,7 +191,8 @@ def _attention_gradients(gradient: Tensor, query: Tensor, key: Tensor, value: Te
 
 def _empty_like(x: Tensor) -> Tensor:
     """As `torch.empty_like`: its dims have the same order in memory."""
-    order = sorted(range(x.dim()), key=lambda dim: -x.stride(dim))
+    strides = x.stride()
+    order = sorted(range(x.dim()), key=lambda dim: -strides[dim])
     return torch.empty_permuted(x.shape, order, dtype=x.dtype, device=META)
 
 
