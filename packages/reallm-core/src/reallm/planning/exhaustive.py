@@ -122,6 +122,8 @@ class Exhaustive:
         self._first_meshes: dict[tuple[int, tuple[Mesh, ...]], list[tuple[Mesh, list[Place], tuple[Mesh, ...]]]] = {}
         self._is_symmetric, self._max_tried = is_symmetric, max_tried
         self._best: Fitted | None = None
+        self._limit = math.inf
+        """Seconds that a plan has to be faster than."""
         self.n_tried = 0
         """Number of partial plans that were tried."""
         self.bound = 0.0
@@ -138,7 +140,7 @@ class Exhaustive:
         Args:
             known: a plan to begin with.
         """
-        self._best = known if known is not None and not known.excess else None
+        self._keep(known if known is not None and not known.excess else None)
         meshes = tuple(_mesh(found[0]) for found in self._places.values() if len(found) == 1)
         everything = _Segment((1 << self._n_ranks) - 1, self._n_ranks, 0, 0.0)
         waiting = [_Partial(self._bounds.step, len(self._order), 0, (), (everything,), meshes)]
@@ -312,14 +314,9 @@ class Exhaustive:
 
     # ------------------------------------------------------------------ whole plans
 
-    @property
-    def _best(self) -> Fitted | None:
-        """The best plan so far."""
-        return self._best_so_far
-
-    @_best.setter
-    def _best(self, found: Fitted | None) -> None:
-        self._best_so_far = found
+    def _keep(self, found: Fitted | None) -> None:
+        """Compare other plans with this one from now on; None: with none."""
+        self._best = found
         self._limit = math.inf if found is None else found.outcome.seconds * (1 - LEAST_GAIN)
 
     def _evaluate(self, chosen: Sequence[Place]) -> None:
@@ -327,7 +324,7 @@ class Exhaustive:
         places = self._simulator.shared([by_call[number] for number in range(len(by_call))])
         found = self._fitting.fastest(places, self._limit)
         if found is not None:
-            self._best = found
+            self._keep(found)
 
 
 def _split(segments: Sequence[_Segment], ranks: RankSet) -> Iterator[RankSet]:
