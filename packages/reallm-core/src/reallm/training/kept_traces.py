@@ -48,11 +48,10 @@ _TRACES: ContextVar[Traces | None] = ContextVar("traces", default=None)
 @contextmanager
 def kept_traces() -> Iterator[None]:
     """Context in which traces of earlier commands are used, and new ones are kept for later ones."""
-    folder = _folder()
-    if folder is None:
+    file = _file()
+    if file is None:
         yield
         return
-    file = folder / f"{_version()}.json"
     known = _read(file)
     traces = dict(known)
     token = _TRACES.set(traces)
@@ -94,12 +93,12 @@ def _has_code_of_plugins(config: ReaLModelConfig) -> bool:
     return bool(config.custom_classes) or (config.moe is not None and is_custom_class(config.moe.router))
 
 
-def _folder() -> Path | None:
+def _file() -> Path | None:
     """Where traces are kept; None if they cannot be, or if somebody else could have written them."""
-    try:
-        return user_cache(FOLDER)
-    except ReallmError:  # the user has no home
-        return None
+    with suppress(OSError, ReallmError):  # such as a user without a home
+        folder = user_cache(FOLDER)
+        return None if folder is None else folder / f"{_version()}.json"
+    return None
 
 
 def _version() -> str:
@@ -133,7 +132,7 @@ def _write(file: Path, traces: Traces) -> None:
     content = {**_read(file), **traces}
     with suppress(OSError, ReallmError), atomic_write(file) as temporary:
         temporary.write_text(json.dumps(content if len(content) <= MOST else traces))
-    for other in file.parent.glob("*.json"):
-        with suppress(OSError):
+    with suppress(OSError):
+        for other in file.parent.glob("*.json"):
             if is_unused(other):
                 other.unlink()
