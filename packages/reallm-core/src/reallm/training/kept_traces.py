@@ -21,7 +21,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-import reallm
 from reallm.atomic_files import atomic_write
 from reallm.data.cache_folder import is_unused, user_cache
 from reallm.errors import ReallmError
@@ -104,7 +103,7 @@ def _file() -> Path | None:
 def _version() -> str:
     """A hash of what traces depend on besides their arguments."""
     digest = hashlib.sha256(repr((sys.version, torch.__version__, torch.version.git_version)).encode())
-    top = Path(reallm.__file__).parent
+    top = Path(__file__).parents[1]
     for file in sorted(file for room in ROOMS for file in (top / room).rglob("*.py")):
         digest.update(f" {file.relative_to(top)} ".encode() + file.read_bytes())
     return digest.hexdigest()[:32]
