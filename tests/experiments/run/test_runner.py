@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError, DataError, UnknownNameError
 from reallm.experiments.run import loggers as logs
+from reallm.experiments.runs.folder import RunFolder
 from reallm.loggers.jsonl import JsonlLogger
 from reallm.loggers.tensorboard import TensorBoardLogger
 from reallm.plugins import registry
@@ -238,6 +239,20 @@ def test_a_second_ctrl_c_stops_at_once(trainer: Trainer, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         trainer.run(trainer.config(name="twice"))
     assert not (trainer.folder / "runs" / "twice" / "checkpoints").exists()
+
+
+def test_a_signal_while_the_reports_are_written_does_not_end_the_run(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_plot(folder: RunFolder, echo: Callable[[str], None]) -> None:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        folder.plot.touch()
+
+    monkeypatch.setattr("reallm.experiments.run.runner.write_plot", write_plot)
+    result = trainer.run(trainer.config())
+    assert not result.interrupted
+    assert (result.run_dir / "loss.png").exists()
 
 
 def test_a_failing_logger_is_reported_once_and_the_run_goes_on(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from reallm.experiments.run.plan import check_names
 from reallm.experiments.run.progress import print_line
 from reallm.experiments.run.setup import distributed_context, prompt_lengths
 from reallm.experiments.run.trainer import Trainer
+from reallm.experiments.runs.folder import RunFolder
 from reallm.experiments.runs.info import read_run
 from reallm.experiments.runs.settings import plain
 from reallm.launch.failure import is_peer_error
@@ -150,13 +151,8 @@ def _train(trainer: Trainer) -> RunResult:
             raise
         finally:
             trainer.loggers.close()
-    trainer.write_summary("done" if trainer.is_done else "stopped")
-
-    def write_reports() -> None:
-        write_page(folder, echo)
-        write_plot(folder, echo)
-
-    job.broadcast_from_rank0(write_reports, trainer.config.parallel.timeout)
+        trainer.write_summary("done" if trainer.is_done else "stopped")
+        job.broadcast_from_rank0(lambda: _write_reports(folder, echo), trainer.config.parallel.timeout)
     lines = final_lines(
         opened,
         is_done=trainer.is_done,
@@ -170,6 +166,11 @@ def _train(trainer: Trainer) -> RunResult:
     for line in lines:
         echo(line)
     return RunResult(folder.path, trainer.newest, trainer.step, not trainer.is_done, trainer.metrics)
+
+
+def _write_reports(folder: RunFolder, echo: Callable[[str], None]) -> None:
+    write_page(folder, echo)
+    write_plot(folder, echo)
 
 
 def _reason(error: BaseException) -> str:
