@@ -20,7 +20,8 @@ from reallm.model.sharding import Box
 from reallm.parallel.mesh import Group
 from reallm.parallel.object_collectives import all_gather_json, fail_together
 from tests.helpers.hf_grid import raw_config, save_hf
-from tests.helpers.ranks import on_ranks, wait_until
+from tests.helpers.ranks import on_ranks
+from tests.helpers.waiting import wait_until
 
 LAYOUTS = ["dp2", "pp2", "tp2", "fsdp2", "tp2pp2", "fsdp4", "fsdp2tp2", "pp2@3,1"]
 FAMILIES = ["gqa", "qwen3-moe-dense-layer", "gpt2", "phi3"]

@@ -10,7 +10,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from reallm.engine.real_model import ReaLModel
 from reallm.generation.engine import GenerationEngine
 from tests.helpers.hf_grid import raw_config
 from tests.helpers.tokenizers import tiny_tokenizer
+from tests.helpers.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -160,13 +160,6 @@ def test_ctrl_c_ends_with_what_was_generated(
         assert printed.out.count("[interrupted after 6 tokens]") == 2
 
 
-def wait_for(condition: Any, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def test_a_file_is_completed_as_if_it_had_not_been_killed(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,7 +177,7 @@ def test_a_file_is_completed_as_if_it_had_not_been_killed(
     ] == rows
     partial = tmp_path / "killed.jsonl.partial" / "rows.jsonl"
     process = subprocess.Popen([sys.executable, "-m", "reallm", *arguments(str(killed))])
-    wait_for(lambda: (partial.exists() and partial.stat().st_size) or process.poll() is not None)
+    wait_until(lambda: (partial.exists() and partial.stat().st_size) or process.poll() is not None)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     n_done = partial.read_bytes().count(b"\n")
@@ -232,20 +225,20 @@ def test_a_conversation_on_a_terminal(model: Path) -> None:
         return text.encode() in seen[after:]
 
     try:
-        wait_for(lambda: shown("> "))
+        wait_until(lambda: shown("> "))
         assert b"Ctrl-C ends an answer, Ctrl-D leaves" in seen
         os.write(ours, b"hello\n")
-        wait_for(lambda: shown("hello\r\n"))
+        wait_until(lambda: shown("hello\r\n"))
         begun = len(seen)
-        wait_for(lambda: shown("", after=begun) and len(seen) > begun + 20)
+        wait_until(lambda: shown("", after=begun) and len(seen) > begun + 20)
         os.write(ours, b"\x03")
-        wait_for(lambda: shown("[interrupted after", after=begun))
-        wait_for(lambda: shown("\r\n> ", after=begun))
+        wait_until(lambda: shown("[interrupted after", after=begun))
+        wait_until(lambda: shown("\r\n> ", after=begun))
         asked = len(seen)
         os.write(ours, b"/sytem\n")
-        wait_for(lambda: shown("did you mean '/system'?", after=asked))
+        wait_until(lambda: shown("did you mean '/system'?", after=asked))
         os.write(ours, b"\x04")
-        wait_for(lambda: process.poll() is not None)
+        wait_until(lambda: process.poll() is not None)
         assert process.returncode == 0
         assert b"Traceback" not in seen
     finally:

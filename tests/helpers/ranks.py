@@ -15,7 +15,6 @@ import contextlib
 import multiprocessing
 import os
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -80,15 +79,6 @@ def on_ranks(
                     raise RankError(rank, *value)
                 results[rank] = value
     return [results[rank] for rank in range(n)]
-
-
-def wait_until(is_so: Callable[[], object], timeout_s: float = 180.0) -> None:
-    """Wait, on a rank, for what another one does: a file that it makes."""
-    until = time.monotonic() + timeout_s
-    while not is_so():
-        if time.monotonic() > until:
-            raise TimeoutError(f"waited {timeout_s} s for another rank")
-        time.sleep(0.02)
 
 
 class _Pool:

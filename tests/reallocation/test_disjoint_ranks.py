@@ -12,7 +12,8 @@ from reallm.engine.real_model import ReaLModel
 from reallm.errors import PeerError
 from reallm.model.config import ReaLModelConfig
 from reallm.parallel.mesh import Mesh
-from tests.helpers.ranks import on_ranks, wait_until
+from tests.helpers.ranks import on_ranks
+from tests.helpers.waiting import wait_until
 from tests.reallocation.test_reallocate import CONFIG, are_equal, copies, differing
 
 TIMEOUT = timedelta(seconds=4)

@@ -17,8 +17,9 @@ from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from reallm.reallocation import transfer
 from reallm.reallocation.plan import plan
-from tests.helpers.ranks import on_ranks, wait_until
+from tests.helpers.ranks import on_ranks
 from tests.helpers.tiny_config import TINY
+from tests.helpers.waiting import wait_until
 
 CONFIG = TINY.replace(n_layers=4, vocab_size=51, tied_embeddings=True, q_bias=True)
 EXPERTS = CONFIG.replace(tied_embeddings=False, moe=MoEConfig(4, 2, 24, layers=(1, 3), up_bias=True, down_bias=True))

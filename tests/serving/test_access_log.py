@@ -12,7 +12,7 @@ import pytest
 
 from reallm.serving.access_log import LOGGER
 from tests.helpers.running_server import RunningServer
-from tests.serving.test_respond import wait_until
+from tests.helpers.waiting import wait_until
 
 
 def test_each_request_is_one_line(

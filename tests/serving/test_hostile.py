@@ -19,7 +19,7 @@ from tests.helpers.hostile_requests import attacks, stalling
 from tests.helpers.known_requests import known_requests
 from tests.helpers.running_server import RunningServer
 from tests.helpers.server_traffic import ServerTraffic
-from tests.serving.test_respond import wait_until
+from tests.helpers.waiting import wait_until
 
 N_REQUESTS, N_CLIENTS = 50, 12
 LARGE = 1 << 18

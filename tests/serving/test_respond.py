@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import time
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -15,20 +13,12 @@ import pytest
 
 from reallm.generation.request import FinishedEvent, TokenEvent
 from tests.helpers.running_server import CONTEXT, RunningServer
+from tests.helpers.waiting import wait_until
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 OPTIONS: dict[str, Any] = {"model": "tiny", "max_tokens": 20, "seed": 3}
 LONG: dict[str, Any] = {"model": "tiny", "prompt": "The fox", "max_tokens": CONTEXT - 100,
                         "extra_body": {"min_tokens": CONTEXT - 100}}  # fmt: skip
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what happens soon."""
-    for _ in range(24_000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it has not happened in four minutes")
 
 
 @pytest.mark.parametrize("n", [1, 2])
