@@ -118,9 +118,11 @@ def main() -> None:
         cases = all_cases(workers, chosen, top, Random(arguments.seed))
         n_kinds, n_distinct = sum(case.rank == 1 for case in cases), sum(case.is_first for case in cases)
         print(f"{len(cases):,} faults, {n_kinds:,} of the first call of each kind, {n_distinct:,} of these unlike all")
-        before = read_tried(arguments.tried, cases)
-        left = [case for case in cases if case.key not in before]
-        tried = [before[case.key] for case in cases if case.key in before]
+        before = read_tried(arguments.tried)
+        held = {key for key, outcome in before.items() if outcome.problem is None}
+        left = [case for case in cases if case.key not in held]
+        left.sort(key=lambda case: case.key not in before)  # what fell is tried again first
+        tried = [(case, before[case.key]) for case in cases if case.key in held]
         with open_tried(arguments.tried) as file:
             tried += try_cases(workers, left, end, file)
     print(as_table(tried))
@@ -153,12 +155,10 @@ def all_cases(workers: list[Worker], names: list[str], top: Path, random: Random
     return sorted(cases, key=lambda case: (not case.is_first, case.rank))
 
 
-def read_tried(file: Path | None, cases: list[Case]) -> dict[str, tuple[Case, Outcome]]:
-    """The cases that were as promised when they were tried last, by their keys."""
+def read_tried(file: Path | None) -> dict[str, Outcome]:
+    """What became of cases when they were tried last, by their keys."""
     lines = file.read_text().splitlines() if file is not None and file.exists() else []
-    last = {line["fault"]: line for line in map(json.loads, lines)}
-    held = {key: line["code"] for key, line in last.items() if line["problem"] is None}
-    return {case.key: (case, Outcome(case.fault, None, held[case.key], None)) for case in cases if case.key in held}
+    return {line["fault"]: Outcome(Fault(0), None, line["code"], line["problem"]) for line in map(json.loads, lines)}
 
 
 def open_tried(file: Path | None) -> TextIO:
