@@ -132,13 +132,11 @@ ERRORS_OF_PARSERS = {
     "SafetensorError", "TemplateSyntaxError", "UnicodeDecodeError", "YAMLError",
 }  # fmt: skip
 WITH_MESSAGES_OF_THEIR_OWN = {
-    "checkpoint/distributed_save.py": "it writes",
     "config/assignments.py": "the line of YAML; text of the command line that is no YAML is text",
     "data/chat/known_templates.py": "the line of a template",
     "data/messages.py": "the key of a row",
     "data/readers/json_rows.py": "line, column and hint of JSON",
     "data/readers/text_lines.py": "line, column and byte",
-    "data/serialization.py": "it tries whether a dtype can be saved",
     "foreign_files.py": "the boundary",
     "launch/store.py": "another process is to blame, not a file",
     "serving/bodies.py": "an error of the API, with the place",
