@@ -30,6 +30,7 @@ from reallm.hf.file_names import (
     TOKENIZER_FILES,
     WEIGHTS_NAME,
 )
+from reallm.swallowed_errors import raising_swallowed
 from reallm.tensor_files import file_pieces, save_tensors
 
 if TYPE_CHECKING:
@@ -175,7 +176,8 @@ def write_small_files(
 def write_tokenizer(folder: Path, *, carry_from: Path | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Save a tokenizer, or else copy that of another folder; see `ExportOptions`."""
     if tokenizer is not None:
-        tokenizer.save_pretrained(str(folder))
+        with raising_swallowed(folder):
+            tokenizer.save_pretrained(str(folder))
     elif carry_from is not None:
         _copy_files(carry_from, folder, TOKENIZER_FILES)
 

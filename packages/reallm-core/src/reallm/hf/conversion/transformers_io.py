@@ -13,6 +13,7 @@ from reallm.errors import CheckpointError, kind_of
 from reallm.foreign_files import read_json_object, reading, shown
 from reallm.hf.checkpoint_folder import files_of, refuse_lfs_pointer
 from reallm.hf.file_names import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_FILES
+from reallm.swallowed_errors import raising_swallowed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,7 +121,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             if (folder / name).exists():
                 _check_no_paths(read_json_object(folder / name), name)
         config = _config_for_tokenizer(folder)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), config=config, **options)
+        with raising_swallowed(folder):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), config=config, **options)
         _check_tokenizer(tokenizer)
     return tokenizer
 
