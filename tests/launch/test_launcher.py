@@ -13,6 +13,7 @@ import pytest
 
 from reallm.launch import launcher
 from reallm.launch.launcher import Launcher
+from tests.helpers.hangup import hangup_by_default
 from tests.helpers.jobs import ended_soon
 
 SLEEP = "time.sleep(600)"
@@ -79,7 +80,8 @@ signal.signal(signal.SIGTERM, stop)
 open(f'{tmp_path}/ready{{rank}}', 'w').close()
 {SLEEP}
 """
-    assert launched(code, n=2) is None
+    with hangup_by_default():
+        assert launched(code, n=2) is None
     assert len(list(tmp_path.glob("ended*"))) == 2
 
 

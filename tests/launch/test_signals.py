@@ -10,16 +10,18 @@ import sys
 import pytest
 
 from reallm.launch.signals import stop_requests, stop_signals
+from tests.helpers.hangup import hangup_by_default
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_each_asks_to_stop_once_and_is_handled_as_before_afterwards(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with stop_requests(announce=False) as stop:
-        assert not stop.is_set()
-        os.kill(os.getpid(), number)
-        assert stop.is_set()
-    assert signal.getsignal(number) is before
+    with hangup_by_default():
+        before = signal.getsignal(number)
+        with stop_requests(announce=False) as stop:
+            assert not stop.is_set()
+            os.kill(os.getpid(), number)
+            assert stop.is_set()
+        assert signal.getsignal(number) is before
 
 
 def test_under_nohup_a_closed_terminal_stops_nothing() -> None:

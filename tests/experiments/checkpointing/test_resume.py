@@ -26,6 +26,7 @@ from reallm.experiments.checkpointing.train_state import read_state
 from reallm.experiments.runs.folder import RunFolder, has_state
 from reallm.loggers.jsonl import JsonlLogger
 from tests.experiments.conftest import Trainer
+from tests.helpers.hangup import hangup_by_default
 
 CLOCK_AND_MACHINE = ("tokens_per_s", "memory_gib")
 
@@ -98,7 +99,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         return with_dropout.config(n_valid=3, epochs=3, **changes)
 
     whole = with_dropout.run(config(name="whole"))
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, hangup_by_default():
         stop_after(patch, at, number)
         stopped = with_dropout.run(config(name="stopped"))
     assert stopped.interrupted

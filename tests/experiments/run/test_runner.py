@@ -32,6 +32,7 @@ from reallm.loggers.tensorboard import TensorBoardLogger
 from reallm.plugins import registry
 from reallm.specs import ModelFunctionCall
 from tests.experiments.conftest import Trainer, records
+from tests.helpers.hangup import hangup_by_default
 
 
 def steps_with(result: Any, metric: str) -> list[float]:
@@ -250,7 +251,8 @@ def test_a_signal_while_the_reports_are_written_does_not_end_the_run(
         folder.plot.touch()
 
     monkeypatch.setattr("reallm.experiments.run.runner.write_plot", write_plot)
-    result = trainer.run(trainer.config())
+    with hangup_by_default():
+        result = trainer.run(trainer.config())
     assert not result.interrupted
     assert (result.run_dir / "loss.png").exists()
 
