@@ -29,7 +29,7 @@ def raising_swallowed(folder: Path) -> Iterator[None]:
     """Context that ends with the first error that `os.path.exists`, `isdir` or `isfile` swallowed in it.
 
     Only errors of this thread count, about the folder and what is in it. They take the place of another exception,
-    which is but what follows. The functions are replaced meanwhile, and answer as before.
+    which only follows from them. The functions are replaced meanwhile, and answer as before.
 
     Raises:
         OSError: a file or folder could not be looked at; names it.
