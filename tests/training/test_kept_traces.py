@@ -13,17 +13,9 @@ from reallm import ReaLModelConfig
 from reallm.training import kept_traces as module
 from reallm.training import memory
 from reallm.training.kept_traces import kept_traces
+from tests.helpers.tiny_config import TINY
 
-CONFIG = ReaLModelConfig(
-    n_layers=4,
-    hidden_size=32,
-    n_q_heads=4,
-    n_kv_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    vocab_size=97,
-    max_positions=64,
-)
+CONFIG = TINY.replace(n_layers=4)
 META = torch.device("meta")
 Traced = list[ReaLModelConfig]
 

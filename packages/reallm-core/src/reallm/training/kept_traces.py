@@ -26,6 +26,7 @@ from reallm.data.cache_folder import is_unused, user_cache
 from reallm.errors import ReallmError
 from reallm.foreign_files import MAX_INTEGER, NOT_JSON, parse_json, read_bytes
 from reallm.model.config import ReaLModelConfig, is_custom_class
+from reallm.source_hash import source_hash
 
 FOLDER = "traces"
 """Folder in the user's cache."""
@@ -102,11 +103,10 @@ def _file() -> Path | None:
 
 def _version() -> str:
     """A hash of what traces depend on besides their arguments."""
-    digest = hashlib.sha256(repr((sys.version, torch.__version__, torch.version.git_version)).encode())
     top = Path(__file__).parents[1]
-    for file in sorted(file for room in ROOMS for file in (top / room).rglob("*.py")):
-        digest.update(f" {file.relative_to(top)} ".encode() + file.read_bytes())
-    return digest.hexdigest()[:32]
+    code = source_hash([top / room for room in ROOMS])
+    about = (sys.version, torch.__version__, torch.version.git_version, code)
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:32]
 
 
 def _read(file: Path) -> Traces:

@@ -14,6 +14,7 @@ from types import FunctionType
 from typing import Any
 
 from reallm.data.tokenization.encoder import RowEncoder
+from reallm.source_hash import source_hash
 
 LIBRARIES = ("jinja2", "numpy", "tokenizers", "transformers")
 """Distributions whose version may change tokens."""
@@ -30,7 +31,7 @@ def encoder_fingerprint(encoder: RowEncoder) -> str:
         Exception: an attribute can be neither described nor pickled.
     """
     digest = hashlib.sha256()
-    for part in (*_described(encoder, set()), *(version(name) for name in LIBRARIES), *_code(type(encoder).__module__)):
+    for part in (*_described(encoder, set()), *(version(name) for name in LIBRARIES), _code(type(encoder).__module__)):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()
 
@@ -82,12 +83,11 @@ def _today() -> str:
 
 
 @cache
-def _code(module: str) -> tuple[str, ...]:
-    """Hashes of the source files of the module's package, and of the folder with rows, chats and tokenization."""
+def _code(module: str) -> str:
+    """A hash of the sources of the module's package, and of the folder with rows, chats and tokenization."""
     name = module.partition(".")[0]
     top = getattr(sys.modules.get(name), "__file__", None) or getattr(sys.modules[module], "__file__", None)
-    folders = {Path(__file__).parents[1]}
+    places = {Path(__file__).parents[1]}
     if top is not None and name != "reallm":
-        folders.add(Path(top).parent if Path(top).name == "__init__.py" else Path(top))
-    files = sorted(file for folder in folders for file in ([folder] if folder.is_file() else folder.rglob("*.py")))
-    return tuple(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
+        places.add(Path(top).parent if Path(top).name == "__init__.py" else Path(top))
+    return source_hash(places)

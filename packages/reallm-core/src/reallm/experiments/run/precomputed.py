@@ -54,6 +54,7 @@ from reallm.experiments.runs.folder import RunFolder
 from reallm.hf.checkpoint_folder import files_of, resolve_adapter, resolve_path
 from reallm.hf.file_names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, CONFIG_NAME
 from reallm.launch.job import Job
+from reallm.source_hash import source_hash
 from reallm.specs import ModelFunctionCall
 
 FOLDER = "precomputed"
@@ -408,14 +409,11 @@ def _code(interface: Any) -> str | None:
     file."""
     cls = type(interface)
     try:
-        files = {Path(inspect.getfile(cls))}
+        places = {Path(inspect.getfile(cls))}
     except (OSError, TypeError):
         return None
     for package in {"reallm", cls.__module__.partition(".")[0]}:
         top = getattr(sys.modules.get(package), "__file__", None)
         if top is not None and Path(top).name == "__init__.py":
-            files |= set(Path(top).parent.rglob("*.py"))
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.read_bytes())
-    return json.dumps([versions(), f"{cls.__module__}:{cls.__qualname__}", digest.hexdigest()], sort_keys=True)
+            places.add(Path(top).parent)
+    return json.dumps([versions(), f"{cls.__module__}:{cls.__qualname__}", source_hash(places)], sort_keys=True)
