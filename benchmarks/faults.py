@@ -45,6 +45,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 sys.path.append(str(Path(__file__).parent.parent / "tools"))
 from tests.helpers.io_faults import Call, Fault, FaultServer
 from tests.helpers.io_faults.all_scenarios import SCENARIOS
+from tests.helpers.io_faults.command_scenarios import make_inputs_of_commands
 from tests.helpers.io_faults.more_scenarios import make_more_inputs, warm_up
 from tests.helpers.io_faults.scenarios import make_small_inputs
 from tests.helpers.io_faults.sweep import Outcome, Progress, Sweep, kind_of, ranked_faults_of
@@ -84,8 +85,8 @@ class Worker:
         if key not in self._sweeps:
             folder = self._folder / f"{name} {'memory' if of_memory else 'io'}".replace(" ", "-").replace(",", "")
             folder.mkdir(parents=True)
-            scenario = SCENARIOS[name](self._server, self._inputs, folder)
-            self._sweeps[key] = Sweep(self._server, replace(scenario, of_memory=of_memory), folder)
+            scenario = replace(SCENARIOS[name](self._inputs), of_memory=of_memory)
+            self._sweeps[key] = Sweep(self._server, scenario, folder)
         return self._sweeps[key]
 
     def run(self, case: Case) -> Outcome:
@@ -112,6 +113,7 @@ def main() -> None:
         servers = [stack.enter_context(FaultServer()) for _ in range(arguments.processes)]
         inputs = make_small_inputs(top / "inputs")
         make_more_inputs(servers[0], inputs)
+        make_inputs_of_commands(servers[0], inputs)
         for number, server in enumerate(servers):
             warm_up(server, inputs, top / f"warm-{number}")
         workers = [Worker(server, inputs, top / f"worker-{i}") for i, server in enumerate(servers)]

@@ -33,9 +33,7 @@ MORE_THAN = {
 def test_a_command_with_a_fault(
     servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path, show: Callable[[str], None], name: str
 ) -> None:
-    outcomes = sweep_and_report(
-        servers, lambda server, folder: SCENARIOS[name](server, inputs_of_scenarios, folder), tmp_path, show
-    )
+    outcomes = sweep_and_report(servers, SCENARIOS[name](inputs_of_scenarios), tmp_path, show)
     assert len(outcomes) > MORE_THAN.get(name, 100)
     assert not problems(outcomes)
 
@@ -47,7 +45,7 @@ def test_a_check_of_a_whole_run_with_a_fault(
     ended = servers[0].run(training_arguments(inputs_of_scenarios, tmp_path / "checked"), [inputs_of_scenarios])
     assert ended.code == 0, ended
     run = (tmp_path / "checked" / "run").resolve()
-    outcomes = sweep_and_report(servers, lambda server, folder: verifying(run), tmp_path, show)
+    outcomes = sweep_and_report(servers, verifying(run), tmp_path, show)
     assert len(outcomes) > 50
     assert not problems(outcomes)
 
@@ -56,7 +54,7 @@ def test_a_run_on_rewards_with_charts_and_a_fault(
     servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path, show: Callable[[str], None]
 ) -> None:
     scenario = rewarding(inputs_of_scenarios, "loggers=[jsonl,tensorboard]")
-    outcomes = sweep_and_report(servers, lambda server, folder: scenario, tmp_path, show)
+    outcomes = sweep_and_report(servers, scenario, tmp_path, show)
     assert len(outcomes) > 1000
     assert not problems(outcomes)
 
@@ -64,11 +62,7 @@ def test_a_run_on_rewards_with_charts_and_a_fault(
 def test_a_resumed_run_on_rewards_without_async_steps_with_a_fault(
     servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path, show: Callable[[str], None]
 ) -> None:
-    outcomes = sweep_and_report(
-        servers,
-        lambda server, folder: resuming_rewarding(server, inputs_of_scenarios, folder, "async_steps=0"),
-        tmp_path,
-        show,
-    )
+    scenario = resuming_rewarding(inputs_of_scenarios, "async_steps=0")
+    outcomes = sweep_and_report(servers, scenario, tmp_path, show)
     assert len(outcomes) > 1000
     assert not problems(outcomes)

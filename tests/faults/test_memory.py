@@ -43,12 +43,8 @@ MORE_THAN = {
 def test_a_command_that_lacks_memory(
     servers: list[FaultServer], inputs_of_scenarios: Path, tmp_path: Path, show: Callable[[str], None], name: str
 ) -> None:
-    outcomes = sweep_and_report(
-        servers,
-        lambda server, folder: replace(SCENARIOS[name](server, inputs_of_scenarios, folder), of_memory=True),
-        tmp_path,
-        show,
-    )
+    scenario = replace(SCENARIOS[name](inputs_of_scenarios), of_memory=True)
+    outcomes = sweep_and_report(servers, scenario, tmp_path, show)
     assert len(outcomes) > MORE_THAN[name]
     assert not problems(outcomes)
 
@@ -62,7 +58,7 @@ def test_a_save_that_lacks_memory(
     model = ReaLModel.from_pretrained(inputs_of_scenarios / "model")
     model.save_pretrained(half / "model", dtype=torch.bfloat16, tokenizer=tiny_tokenizer())
     scenario = replace(training(half, "model.dtype=float32"), of_memory=True)
-    outcomes = sweep_and_report(servers, lambda server, folder: scenario, tmp_path, show)
+    outcomes = sweep_and_report(servers, scenario, tmp_path, show)
     assert not problems(outcomes)
     saving = [outcome for outcome in outcomes if outcome.call is not None and "checkpoint/save.py" in outcome.call.path]
     assert saving

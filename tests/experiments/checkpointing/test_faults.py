@@ -41,7 +41,7 @@ def test_a_training_with_a_fault_goes_on_or_ends_with_one_line_and_goes_on_later
     server: FaultServer, inputs: Path, tmp_path: Path
 ) -> None:
     # saves in the background would make their calls in no fixed order
-    outcomes = sweep([server], lambda *_: training(inputs, "async_save=false"), tmp_path.resolve(), lambda _: FAULTS)
+    outcomes = sweep([server], training(inputs, "async_save=false"), tmp_path.resolve(), lambda _: FAULTS)
     assert not problems(outcomes), "\n".join(problems(outcomes))
     assert all(outcome.call is not None for outcome in outcomes), "a call was not made"
 

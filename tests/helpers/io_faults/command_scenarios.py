@@ -18,6 +18,7 @@ from tests.helpers.io_faults.more_scenarios import files_of
 from tests.helpers.io_faults.sweep import Scenario
 
 HERE = "tests.helpers.io_faults.command_scenarios"
+PLAN = f"{HERE}:plan_with_stated_times"
 MACHINE = """
 n_nodes: 1
 ranks_per_node: 1
@@ -32,11 +33,20 @@ host: {bandwidth: 1e9, latency: 1e-6}
 QUESTION = {"model": "model", "prompt": "Say 1:", "max_tokens": 3, "temperature": 0}
 
 
+def make_inputs_of_commands(server: FaultServer, inputs: Path) -> None:
+    """Add the keys of an algorithm, and what a plan can be told: a machine, times, the lengths of a run's answers."""
+    (inputs / "grpo.yaml").write_text("async_steps: 1\n")
+    (inputs / "machine.yaml").write_text(MACHINE)
+    lines = [json.dumps({"answers": [{"length": n}]}) for n in range(1, 9)]
+    (inputs / "rollouts.jsonl").write_text("\n".join(lines) + "\n")
+    ended = server.run(_plan(inputs, inputs / "times.json"), [inputs], target=PLAN)
+    assert ended.code == 0, ended
+
+
 def drawing_a_graph(inputs: Path) -> Scenario:
     """A picture of the calls of an algorithm whose keys are in a file."""
-    keys = inputs / "grpo.yaml"
-    keys.write_text("async_steps: 1\n")
-    return _writing(inputs, lambda folder: ["graph", "grpo", "--config", str(keys), "--svg", str(folder / "graph.svg")])
+    graph = ["graph", "grpo", "--config", str(inputs / "grpo.yaml"), "--svg"]
+    return _writing(inputs, lambda folder: [*graph, str(folder / "graph.svg")])
 
 
 def listing(inputs: Path) -> Scenario:
@@ -57,30 +67,21 @@ def making_a_plugin(inputs: Path) -> Scenario:
 
 def planning(inputs: Path) -> Scenario:
     """A plan with times that are measured and kept in a file, and a picture of it."""
-    return dataclasses.replace(
-        _writing(inputs, lambda folder: _plan(inputs, folder / "times.json", folder / "plan.svg")),
-        target=f"{HERE}:plan_with_stated_times",
-    )
+    scenario = _writing(inputs, lambda at: [*_plan(inputs, at / "times.json"), "--svg", str(at / "plan.svg")])
+    return dataclasses.replace(scenario, target=PLAN)
 
 
-def planning_as_measured(server: FaultServer, inputs: Path, folder: Path) -> Scenario:
-    """A plan for another machine, all of it from files: the machine, times, and the lengths of a run's answers."""
-    times = folder / "times.json"
-    ended = server.run(_plan(inputs, times, folder / "plan.svg"), [folder], target=f"{HERE}:plan_with_stated_times")
-    assert ended.code == 0, ended
-    machine, rollouts = folder / "machine.yaml", folder / "rollouts.jsonl"
-    machine.write_text(MACHINE)
-    rollouts.write_text("".join(json.dumps({"answers": [{"length": n}]}) + "\n" for n in range(1, 9)))
-    given = ["--machine", str(machine), "--answer-lens", str(rollouts)]
-    return dataclasses.replace(
-        _writing(inputs, lambda at: [*_plan(inputs, times, at / "calls.svg"), *given]), inputs=[inputs, folder]
-    )
+def planning_as_measured(inputs: Path) -> Scenario:
+    """A plan for another machine, all of it from files, and a picture of it."""
+    given = ["--machine", str(inputs / "machine.yaml"), "--answer-lens", str(inputs / "rollouts.jsonl")]
+    plan = [*_plan(inputs, inputs / "times.json"), *given, "--svg"]
+    return _writing(inputs, lambda folder: [*plan, str(folder / "calls.svg")])
 
 
-def _plan(inputs: Path, times: Path, picture: Path) -> list[str]:
+def _plan(inputs: Path, times: Path) -> list[str]:
     return [
         "plan", "grpo", f"actor.path={inputs / 'model'}", "actor.dtype=float32",
-        f"reward={inputs / 'rewards.py'}:distinct", "--profile", str(times), "--svg", str(picture), "--ranks", "1",
+        f"reward={inputs / 'rewards.py'}:distinct", "--profile", str(times), "--ranks", "1",
     ]  # fmt: skip
 
 

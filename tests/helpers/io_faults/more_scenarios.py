@@ -17,7 +17,6 @@ from tests.helpers.io_faults import FaultServer
 from tests.helpers.io_faults.scenarios import (
     LOST_WHEN_TOLD,
     WITH_CACHE,
-    killed_before,
     numbers_of,
     run_until_killed,
     training_arguments,
@@ -75,9 +74,9 @@ def rewarding(inputs: Path, *more: str) -> Scenario:
     return _scenario(inputs, lambda folder: _grpo(inputs, folder, *more))
 
 
-def resuming_rewarding(server: FaultServer, inputs: Path, folder: Path, *more: str) -> Scenario:
-    """Such a run that was killed in its second step, after a save in its first; `folder` is that of the sweep."""
-    return killed_before(server, rewarding(inputs, *more), folder, UNTIL_KILLED)
+def resuming_rewarding(inputs: Path, *more: str) -> Scenario:
+    """Such a run that was killed in its second step, after a save in its first."""
+    return dataclasses.replace(rewarding(inputs, *more), killed_by=UNTIL_KILLED)
 
 
 def _grpo(inputs: Path, folder: Path, *more: str) -> list[str]:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reallm.engine.real_model import ReaLModel
-from tests.helpers.io_faults import FaultServer
-from tests.helpers.io_faults.sweep import Scenario
+from tests.helpers.io_faults.sweep import KILLED, Scenario
 from tests.helpers.jobs import HF_CONFIG, make_inputs, sft
 from tests.helpers.tokenizers import tiny_tokenizer
 
@@ -26,8 +25,6 @@ LOST_WHEN_TOLD = {
     "status": "no summary: ",
 }
 """What of a run is for people alone, and may be missing if the run says so."""
-STOPPED = 9
-"""Exit code of a run that is stopped as by a kill."""
 
 
 def make_small_inputs(folder: Path) -> Path:
@@ -60,26 +57,9 @@ def training(inputs: Path, *more: str) -> Scenario:
     )
 
 
-def resuming(server: FaultServer, inputs: Path, folder: Path, *more: str) -> Scenario:
-    """A run that was killed in its fourth step, after a save in its second; `folder` is that of the sweep."""
-    return killed_before(server, training(inputs, *more), folder, "tests.helpers.io_faults.scenarios:run_until_killed")
-
-
-def killed_before(server: FaultServer, scenario: Scenario, folder: Path, target: str) -> Scenario:
-    """The scenario in a folder in which it was killed before.
-
-    Args:
-        server: runs it once until it is killed.
-        scenario: the scenario.
-        folder: that of the sweep.
-        target: function that runs the command until it ends with the exit code `STOPPED`.
-    """
-    case, stopped = folder / "case", folder / "stopped"
-    case.mkdir()
-    ended = server.run(scenario.arguments(case), [folder], target=target)
-    assert ended.code == STOPPED, ended
-    case.rename(stopped)
-    return replace(scenario, prepare=lambda at: shutil.copytree(stopped, at, symlinks=True) and None)
+def resuming(inputs: Path, *more: str) -> Scenario:
+    """A run that was killed in its fourth step, after a save in its second."""
+    return replace(training(inputs, *more), killed_by="tests.helpers.io_faults.scenarios:run_until_killed")
 
 
 def generating(inputs: Path) -> Scenario:
@@ -134,7 +114,7 @@ def run_until_killed(arguments: Sequence[str], step: int = 4) -> int:
     def stopping(trainer: Trainer, at: int) -> None:
         if at == step:
             trainer._finish_save()
-            os._exit(STOPPED)
+            os._exit(KILLED)
         train_step(trainer, at)
 
     Trainer._train_step = stopping  # type: ignore[method-assign]

@@ -34,6 +34,9 @@ ASKING = ("access", "faccessat")
 SHOWN_EVERY_S = 30.0
 """Seconds between lines about how far a sweep is."""
 
+KILLED = 9
+"""Exit code of a command that ends as if it were killed."""
+
 LACKS_MEMORY = re.compile(r"error: (out of memory in|more memory is asked for|cannot write .*: more memory)")
 
 
@@ -44,22 +47,23 @@ class Scenario:
     Args:
         arguments: of the command that works in a folder.
         result: what it leaves in the folder and prints: a mapping of plain values.
-        prepare: fills the folder before each run.
         inputs: other folders whose files count.
         told: what may be lost -> the words that then tell so on standard output.
         goes_on: whether the command that is run again goes on with what is in the folder; else it starts anew.
         of_memory: allocations of tensors fail, and not calls about files.
         target: function that is run, see `FaultServer.run`.
+        killed_by: if given, each run begins in a folder in which the command was killed: a function that runs it until
+            it ends with the exit code `KILLED`.
     """
 
     arguments: Callable[[Path], Sequence[str]]
     result: Callable[[Path, Ended], Mapping[str, Any]]
-    prepare: Callable[[Path], None] = lambda folder: folder.mkdir()
     inputs: Sequence[Path] = ()
     told: Mapping[str, str] = field(default_factory=dict)
     goes_on: bool = True
     of_memory: bool = False
     target: str = "reallm.cli.main:run"
+    killed_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,12 @@ class Sweep:
 
     def __init__(self, server: FaultServer, scenario: Scenario, folder: Path) -> None:
         self._server, self._scenario, self._folder = server, scenario, folder / "case"
+        self._killed = folder / "killed"
+        if scenario.killed_by is not None:
+            self._folder.mkdir()
+            ended = server.run(scenario.arguments(self._folder), [self._folder], target=scenario.killed_by)
+            assert ended.code == KILLED, ended
+            self._folder.rename(self._killed)
         self._fresh()
         undisturbed = self._run()
         assert undisturbed.code == 0, undisturbed
@@ -105,7 +115,10 @@ class Sweep:
 
     def _fresh(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._scenario.prepare(self._folder)
+        if self._scenario.killed_by is None:
+            self._folder.mkdir()
+        else:
+            shutil.copytree(self._killed, self._folder, symlinks=True)
 
     def _run(self, fault: Fault | None = None) -> Ended:
         scenario = self._scenario
@@ -212,7 +225,7 @@ def kind_of(call: Call) -> tuple[str, str]:
 
 def sweep(
     servers: Sequence[FaultServer],
-    scenario: Callable[[FaultServer, Path], Scenario],
+    scenario: Scenario,
     folder: Path,
     choose: Callable[[Sequence[Call]], Sequence[Fault]] = faults_of,
     report: Callable[[Outcome], None] = lambda outcome: None,
@@ -221,7 +234,7 @@ def sweep(
 
     Args:
         servers: the servers.
-        scenario: makes the scenario of each server in a folder of its own.
+        scenario: the scenario, which each server runs in a folder of its own.
         folder: for all files.
         choose: the faults that are tried, given the calls of the undisturbed run.
         report: called with each outcome.
@@ -230,7 +243,7 @@ def sweep(
     for one in folders:
         one.mkdir()
     with ThreadPoolExecutor(len(servers)) as pool:
-        sweeps = list(pool.map(lambda server, one: Sweep(server, scenario(server, one), one), servers, folders))
+        sweeps = list(pool.map(lambda server, one: Sweep(server, scenario, one), servers, folders))
         faults = choose(sweeps[0].calls)
 
         def run(number: int) -> list[Outcome]:
@@ -245,7 +258,7 @@ def sweep(
 
 def sweep_and_report(
     servers: Sequence[FaultServer],
-    scenario: Callable[[FaultServer, Path], Scenario],
+    scenario: Scenario,
     folder: Path,
     show: Callable[[str], None],
 ) -> list[Outcome]:
@@ -253,7 +266,7 @@ def sweep_and_report(
 
     Args:
         servers: the servers.
-        scenario: as for `sweep`.
+        scenario: the scenario.
         folder: for all files.
         show: called with a line about how far it is, once in `SHOWN_EVERY_S`.
     """
