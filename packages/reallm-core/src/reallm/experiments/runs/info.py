@@ -255,9 +255,11 @@ def _best(path: Path, written: Any) -> Best | None:
 
 def _existing(path: Path, relative: Any) -> Path | None:
     """The folder below that of the run which its summary names; None if it is not there, or elsewhere."""
+    if not isinstance(relative, str):
+        return None
+    folder = path / relative
     try:
-        folder = path / relative if isinstance(relative, str) else None
-        is_there = folder is not None and folder.is_dir() and folder.resolve().is_relative_to(path.resolve())
+        is_there = folder.is_dir() and folder.resolve().is_relative_to(path.resolve())
     except (OSError, ValueError) as error:  # no path at all
         if is_of_disk(error):
             raise
