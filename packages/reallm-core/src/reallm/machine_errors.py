@@ -11,6 +11,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
 from reallm.errors import MachineError, ReallmError, cut, one_line
 
@@ -71,7 +72,7 @@ def raise_shortage(error: BaseException) -> None:
         raise error
 
 
-def is_of_disk(error: BaseException | None) -> bool:
+def is_of_disk(error: BaseException | None) -> TypeGuard[OSError]:
     """Whether the disk, or who may use it, is the reason of an error, and not what is there or missing."""
     return isinstance(error, OSError) and error.errno in _ON_DISK
 
@@ -103,7 +104,7 @@ def as_machine_error(error: Exception) -> Exception:
     found = shortage(error)
     if found is not None:
         return MachineError(f"{found} ({cut(one_line(error), _LONGEST_DETAIL)})")
-    if isinstance(error, OSError) and is_of_disk(error):
+    if is_of_disk(error):
         # a call about an open file does not know its name
         which = "a file cannot be read or written" if error.filename is None else error.filename
         return MachineError(f"{which}: {error.strerror}; free the disk, change the permissions, or give another folder")
