@@ -167,7 +167,7 @@ def save_optimizer_tensors(
     mesh: Mesh,
     config: ReaLModelConfig,
     tensors: Mapping[str, Tensor],
-    checksums: Checksums | None = None,
+    checksums: Checksums,
 ) -> None:
     """Write the unsharded tensors of an optimizer, such as moments; all ranks of the layout call it.
 
@@ -178,7 +178,7 @@ def save_optimizer_tensors(
         tensors: tensors of this rank, named `<anything>/<parameter>` or `<anything>/<parameter>/<anything>`; each has
             the shape of this rank's box of the parameter, or is the same on all ranks that have it, such as a count of
             steps or the variances of the rows of a whole matrix.
-        checksums: see `ShardedExport.write_into`.
+        checksums: those of the files that this rank writes are added to it.
 
     Raises:
         ReallmError: what went wrong and on which rank.

@@ -82,8 +82,8 @@ def write_state(
     folder: Path,
     state: TrainState,
     exports: Mapping[str, ModelExport | None],
-    mesh: Mesh | None = None,
-    checksums: Checksums | None = None,
+    mesh: Mesh | None,
+    checksums: Checksums,
 ) -> None:
     """Write the state into the folder of a checkpoint, which exists; the caller makes it atomic.
 
@@ -92,7 +92,7 @@ def write_state(
         state: state of the run; the engines of sharded models hold the shards of this rank.
         exports: exports of the models, by role, the same roles on all ranks; None on a rank that holds nothing of one.
         mesh: mesh of all ranks of the job, which call this together; None: this process is alone.
-        checksums: if given, those of the files with tensors of engines that this rank writes are added to it.
+        checksums: those of the files with tensors of engines that this rank writes are added to it.
     """
     top = folder / TRAINING_STATE
     with fail_together(mesh):
@@ -128,7 +128,7 @@ def write_state(
             (top / rank_file(mesh.rank)).write_text(json.dumps(of_rank), encoding="utf-8")
 
 
-def _write_tensors(folder: Path, engine: EngineState, export: ModelExport, checksums: Checksums | None) -> None:
+def _write_tensors(folder: Path, engine: EngineState, export: ModelExport, checksums: Checksums) -> None:
     """Write the tensors of an engine; all ranks of its model's layout call this."""
     tensors = {f"moments/{name}": tensor for name, tensor in engine.moments.items()}
     tensors |= {f"weights/{name}": tensor for name, tensor in engine.weights.items()}
