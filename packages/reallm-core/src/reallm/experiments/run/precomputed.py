@@ -278,7 +278,7 @@ class Precomputation:
         ]
         return {
             DATA: self._input_hash(part),
-            WEIGHTS: fingerprint(files, None if (top := user_cache(FOLDER)) is None else top / "files"),
+            WEIGHTS: fingerprint(files, _memo_folder("files")),
             SETTINGS: json.dumps(settings, sort_keys=True),
             CODE: _code(interface) or "",
             COMPUTATION: secrets.token_hex(8),
@@ -288,8 +288,8 @@ class Precomputation:
         """The hash of what the call reads; that of cached tokens is remembered, so that they are not read again."""
         key = own_cache_key(part.samples)
         about = json.dumps([key, part.call.inputs, versions()], sort_keys=True)
-        top = None if key is None else user_cache(FOLDER)
-        memo = None if top is None else top / "inputs" / hashlib.sha256(about.encode()).hexdigest()[:32]
+        folder = None if key is None else _memo_folder("inputs")
+        memo = None if folder is None else folder / hashlib.sha256(about.encode()).hexdigest()[:32]
         if memo is not None:
             with suppress(OSError, ValueError):
                 known = memo.read_text(encoding="ascii")
@@ -309,19 +309,13 @@ class Precomputation:
         cache_dir = getattr(self.plan.config.dataset, "cache_dir", AUTO)
         if cache_dir is None or not about[CODE]:
             return None
-        top = user_cache(FOLDER) if cache_dir == AUTO else self._named_cache(as_path(cache_dir))
+        top = user_cache(FOLDER) if cache_dir == AUTO else _named_cache(as_path(cache_dir))
         if top is None:
             where = cache_folder(FOLDER) if cache_dir == AUTO else cache_dir
             self._say(f"{call.name}: outputs are not cached, {where} cannot be written to")
             return None
         key = [call.name, call.outputs, *(about[name] for name in (DATA, WEIGHTS, SETTINGS, CODE))]
         return top / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.safetensors"
-
-    def _named_cache(self, folder: Path) -> Path | None:
-        with suppress(OSError):
-            top = named_cache("dataset.cache_dir", folder) / FOLDER
-            return top if can_write(top) else None
-        return None
 
     def _say(self, line: str) -> None:
         print_line(self.console, line)
@@ -366,6 +360,20 @@ def _read_about(path: Path, say: Callable[[str], None]) -> dict[str, str] | None
     except DataError as error:
         say(f"outputs that were computed before cannot be used, and are computed again ({error})")
         return None
+
+
+def _memo_folder(name: str) -> Path | None:
+    """The folder in the user's cache of hashes that are remembered; None if they cannot be."""
+    top = user_cache(FOLDER)
+    return None if top is None else top / name
+
+
+def _named_cache(folder: Path) -> Path | None:
+    """The folder of outputs in a cache that the configuration names; None if it cannot be written."""
+    with suppress(OSError):
+        top = named_cache("dataset.cache_dir", folder) / FOLDER
+        return top if can_write(top) else None
+    return None
 
 
 def _remove_unused(files: Iterable[Path]) -> None:
