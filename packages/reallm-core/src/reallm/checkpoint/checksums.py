@@ -52,13 +52,13 @@ def write_checksums(
         inner: folders in it that get checksums of their own, if they exist.
         mesh: mesh of the ranks that have written the files, all of which call this; None: this process is alone.
     """
-    by_name = {path.relative_to(folder).as_posix(): one for path, one in known.items()}
+    found = dict(known)
     if mesh is not None and mesh.layout.size > 1:
+        by_name = {path.relative_to(folder).as_posix(): one for path, one in known.items()}
         by_rank = all_gather_json(by_name, mesh.all).values()
-        by_name = {name: Checksum(size, tuple(parts)) for one in by_rank for name, (size, parts) in one.items()}
+        found = {folder / name: Checksum(size, tuple(parts)) for one in by_rank for name, (size, parts) in one.items()}
     with fail_together(mesh):
         if is_leader(mesh):
-            found = {folder / name: one for name, one in by_name.items()}
             tops = [folder, *(folder / name for name in inner if (folder / name).is_dir())]
             files = {top: _files(top, tops) for top in tops}
             found |= checksums_of([path for paths in files.values() for path in paths if path not in found])
