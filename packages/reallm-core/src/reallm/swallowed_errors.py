@@ -60,7 +60,7 @@ def _asking(test: Callable[[int], bool], note: Callable[[OSError], None]) -> Cal
             return test(os.stat(path).st_mode)  # noqa: PTH116 - it may be any kind of path
         except OSError as error:
             note(error)
-        except ValueError:  # a path with a zero in it
+        except ValueError:  # a path with a null byte
             pass
         return False
 
