@@ -178,6 +178,26 @@ def test_python_m_reallm_is_the_command():
     assert done.stderr.startswith("error: no command 'stf'")
 
 
+THREAD_AND_EXIT_FUNCTION = """
+import atexit, sys, threading, time
+import reallm.cli.main
+def work():
+    time.sleep(0.2)
+    sys.stdout.write("thread, ")
+def run(arguments):
+    threading.Thread(target=work).start()
+    atexit.register(sys.stdout.write, "exit function")
+    return 3
+reallm.cli.main.run = run
+reallm.cli.main.main()
+"""
+
+
+def test_a_command_ends_after_its_threads_and_exit_functions():
+    done = command("-c", THREAD_AND_EXIT_FUNCTION)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "thread, exit function", "")
+
+
 # ---------------------------------------------------------------- imports
 
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "matplotlib", "huggingface_hub", "fastapi", "uvicorn"}

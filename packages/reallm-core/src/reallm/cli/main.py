@@ -6,6 +6,7 @@ import atexit
 import errno
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -208,18 +209,13 @@ def _without_reader() -> int:
     return 141
 
 
-def main() -> None:
-    """Entry point of the command `reallm`."""
+def main() -> NoReturn:
+    """Entry point of the command `reallm`: runs the command line of this process, and ends the process."""
     code = run(sys.argv[1:])
-    if sys.argv[1:2] == ["plan"]:
-        _end(code)
-    sys.exit(code)
-
-
-def _end(code: int) -> NoReturn:
-    """End this process without taking apart, object by object, all that it has imported: torch is a lot."""
+    # What Python does at its end, but without taking apart all modules object by object, which takes long for torch.
+    threading._shutdown()  # type: ignore[attr-defined]  # joins the threads that are no daemons
+    atexit._run_exitfuncs()
     with suppress(OSError):  # `run` has said so
         sys.stdout.flush()
         sys.stderr.flush()
-    atexit._run_exitfuncs()
     os._exit(code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import json
 from collections.abc import Iterator
@@ -108,11 +107,9 @@ def plan(
 
 @contextmanager
 def _without_collections() -> Iterator[None]:
-    """Context without garbage collection, which would go through all that torch has imported, for nothing; so would
-    the one at the end of the process."""
+    """Context without garbage collection, which would go through all that torch has imported, for nothing."""
     was_enabled = gc.isenabled()
     gc.disable()
-    atexit.register(gc.freeze)
     try:
         yield
     finally:
