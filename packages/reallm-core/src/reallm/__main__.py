@@ -14,6 +14,7 @@ from reallm.machine_errors import as_machine_error
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
+
 AGAIN_S = 0.01
 """Seconds until a discarded Ctrl-C is raised again: when the callback has ended."""
 

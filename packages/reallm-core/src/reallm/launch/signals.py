@@ -20,8 +20,8 @@ _MESSAGE = b"\nstopping after this step and saving; press Ctrl-C again to stop a
 
 def stop_signals() -> list[signal.Signals]:
     """SIGINT, SIGTERM, and SIGHUP, which a terminal sends when it closes; not the last if it is ignored (`nohup`)."""
-    is_hung_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if is_hung_up else [])]
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if is_ignored else [signal.SIGHUP])]
 
 
 def leave_signals_to_parent() -> None:

@@ -111,7 +111,8 @@ def tokenize_rows(
         encoder: encoder of the dataset.
         util: seed and ranks.
         num_proc: worker processes, at most; None: as many as cores.
-        cache_dir: folder of the cache; "auto": see `cache.default_folder`; None: no cache, all tokens are in memory.
+        cache_dir: folder of the cache; "auto": that of the user, if it can be used; None: no cache, all tokens are in
+            memory.
 
     Raises:
         DataError: the source cannot be read, or rows are wrong; names the first one, and how many more there are.
