@@ -44,10 +44,8 @@ from common import machine, parser, write_json
 sys.path.append(str(Path(__file__).parent.parent))
 sys.path.append(str(Path(__file__).parent.parent / "tools"))
 from tests.helpers.io_faults import Call, Fault, FaultServer
-from tests.helpers.io_faults.all_scenarios import SCENARIOS
-from tests.helpers.io_faults.command_scenarios import make_inputs_of_commands
-from tests.helpers.io_faults.more_scenarios import make_more_inputs, warm_up
-from tests.helpers.io_faults.scenarios import make_small_inputs
+from tests.helpers.io_faults.inputs import make_inputs
+from tests.helpers.io_faults.scenarios import SCENARIOS
 from tests.helpers.io_faults.sweep import Outcome, Progress, Sweep, kind_of, ranked_faults_of
 
 
@@ -111,11 +109,7 @@ def main() -> None:
     with ExitStack() as stack:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-"))).resolve()
         servers = [stack.enter_context(FaultServer()) for _ in range(arguments.processes)]
-        inputs = make_small_inputs(top / "inputs")
-        make_more_inputs(servers[0], inputs)
-        make_inputs_of_commands(servers[0], inputs)
-        for number, server in enumerate(servers):
-            warm_up(server, inputs, top / f"warm-{number}")
+        inputs = make_inputs(servers, top / "inputs")
         workers = [Worker(server, inputs, top / f"worker-{i}") for i, server in enumerate(servers)]
         cases = all_cases(workers, chosen, top, Random(arguments.seed))
         n_kinds, n_distinct = sum(case.rank == 1 for case in cases), sum(case.is_first for case in cases)

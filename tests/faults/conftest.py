@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.io_faults import FaultServer, has_compiler
-from tests.helpers.io_faults.command_scenarios import make_inputs_of_commands
-from tests.helpers.io_faults.more_scenarios import make_more_inputs, warm_up
-from tests.helpers.io_faults.scenarios import make_small_inputs
+from tests.helpers.io_faults.inputs import make_inputs
 
 
 @pytest.fixture(scope="session")
@@ -23,12 +21,7 @@ def servers() -> Iterator[list[FaultServer]]:
 
 @pytest.fixture(scope="module")
 def inputs_of_scenarios(servers: list[FaultServer], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_small_inputs(tmp_path_factory.mktemp("faults").resolve() / "inputs")
-    make_more_inputs(servers[0], folder)
-    make_inputs_of_commands(servers[0], folder)
-    for number, server in enumerate(servers):
-        warm_up(server, folder, folder.parent / f"warm-{number}")
-    return folder
+    return make_inputs(servers, tmp_path_factory.mktemp("faults").resolve() / "inputs")
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.io_faults import FaultServer
-from tests.helpers.io_faults.all_scenarios import SCENARIOS
-from tests.helpers.io_faults.more_scenarios import resuming_rewarding, rewarding
-from tests.helpers.io_faults.scenarios import training_arguments, verifying
+from tests.helpers.io_faults.command_scenarios import verifying
+from tests.helpers.io_faults.scenarios import SCENARIOS
 from tests.helpers.io_faults.sweep import problems, sweep_and_report
+from tests.helpers.io_faults.training_scenarios import resuming_rewarding, rewarding, training_arguments
 
 MORE_THAN = {
     "drawing a graph": 50,

@@ -15,9 +15,9 @@ import torch
 
 from reallm.engine.real_model import ReaLModel
 from tests.helpers.io_faults import FaultServer
-from tests.helpers.io_faults.all_scenarios import SCENARIOS
-from tests.helpers.io_faults.scenarios import training
+from tests.helpers.io_faults.scenarios import SCENARIOS
 from tests.helpers.io_faults.sweep import problems, sweep_and_report
+from tests.helpers.io_faults.training_scenarios import training
 from tests.helpers.tokenizers import tiny_tokenizer
 
 MORE_THAN = {

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.io_faults import Fault, FaultServer, has_compiler
-from tests.helpers.io_faults.scenarios import make_small_inputs, training
+from tests.helpers.io_faults.inputs import make_small_inputs
 from tests.helpers.io_faults.sweep import Sweep, faults_of, problems, sweep
+from tests.helpers.io_faults.training_scenarios import training
 
 pytestmark = pytest.mark.skipif(
     not has_compiler(), reason="needs Linux and cc, which makes the library with the faults"

@@ -21,11 +21,12 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from reallm.cli.main import run
 from workspace import ROOT
 
 PRELOADED = (
@@ -46,6 +47,9 @@ _CALL = struct.Struct("=24s232s")
 _MAX_CALLS = 65536
 TIMEOUT_S = 120.0
 """Seconds after which a command is killed, with all processes that it started."""
+
+Target = Callable[[Sequence[str]], int | None]
+"""What runs the arguments of a command and returns its exit code: a function at the top of a module."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class FaultServer:
         self._answers.close()
         self._folder.cleanup()
 
-    def warm_up(self, arguments: Sequence[str], target: str = "reallm.cli.main:run") -> None:
+    def warm_up(self, arguments: Sequence[str], target: Target = run) -> None:
         """Run a command in the server itself, which no call of fails: what Python and libraries keep of it, such as
         compiled templates and fonts, each command has from then on, and takes half of the time.
         """
@@ -158,9 +162,9 @@ class FaultServer:
         fault: Fault | None = None,
         *,
         of_memory: bool = False,
-        target: str = "reallm.cli.main:run",
+        target: Target = run,
     ) -> Ended:
-        """Run a command, or another function of a list of texts, for at most `TIMEOUT_S`.
+        """Run a command for at most `TIMEOUT_S`.
 
         Args:
             arguments: of the command.
@@ -168,7 +172,7 @@ class FaultServer:
             fault: which call fails; None: none.
             of_memory: allocations of tensors count, and not calls about files. The path of such a call is the lines of
                 Python that make it, and its name is that of all with the same lines.
-            target: `module:function`, which gets the arguments and returns the exit code.
+            target: what runs it.
         """
         fault = fault or Fault(0)
         mode = MODES.index(fault.mode)
@@ -190,7 +194,7 @@ class FaultServer:
     def _answer(
         self,
         arguments: Sequence[str],
-        target: str,
+        target: Target,
         *,
         is_warm_up: bool = False,
         of_memory: bool = False,
@@ -198,8 +202,8 @@ class FaultServer:
         err: Path = Path(os.devnull),
     ) -> int | None:
         request = {
-            "target": target, "arguments": list(arguments), "timeout_s": TIMEOUT_S, "control": str(self._control),
-            "of_memory": of_memory, "out": str(out), "err": str(err), "is_warm_up": is_warm_up,
+            "target": f"{target.__module__}:{target.__name__}", "arguments": list(arguments), "is_warm_up": is_warm_up,
+            "control": str(self._control), "of_memory": of_memory, "out": str(out), "err": str(err),
         }  # fmt: skip
         self._requests.write(json.dumps(request) + "\n")
         self._requests.flush()

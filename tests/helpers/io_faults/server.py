@@ -15,12 +15,12 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer.main
 
+from tests.helpers.io_faults import TIMEOUT_S, Target
 from tests.helpers.io_faults.allocations import name_allocations
 from tests.helpers.ranks import PRELOADED
 
@@ -41,7 +41,7 @@ def serve() -> None:
             child = os.fork()
             if child == 0:
                 _run(request)
-            code = _wait(child, request["timeout_s"])
+            code = _wait(child, TIMEOUT_S)
         sys.stdout.write(json.dumps(code) + "\n")
         sys.stdout.flush()
 
@@ -62,7 +62,7 @@ def _warm_up(request: dict[str, Any]) -> int:
     return code
 
 
-def _target(request: dict[str, Any]) -> Callable[[list[str]], int | None]:
+def _target(request: dict[str, Any]) -> Target:
     module, _, function = request["target"].partition(":")
     return getattr(importlib.import_module(module), function)
 

@@ -20,7 +20,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.io_faults import Call, Ended, Fault, FaultServer
+from reallm.cli.main import run
+from tests.helpers.io_faults import Call, Ended, Fault, FaultServer, Target
 
 READS = ("read", "pread", "readv")
 WRITES = ("write", "pwrite", "writev", "sendfile", "copy_file_range")
@@ -51,9 +52,9 @@ class Scenario:
         told: what may be lost -> the words that then tell so on standard output.
         goes_on: whether the command that is run again goes on with what is in the folder; else it starts anew.
         of_memory: allocations of tensors fail, and not calls about files.
-        target: function that is run, see `FaultServer.run`.
-        killed_by: if given, each run begins in a folder in which the command was killed: a function that runs it until
-            it ends with the exit code `KILLED`.
+        target: what runs the command.
+        killed_by: if given, each run begins in a folder in which the command was killed: what runs it until it ends
+            with the exit code `KILLED`.
     """
 
     arguments: Callable[[Path], Sequence[str]]
@@ -62,8 +63,8 @@ class Scenario:
     told: Mapping[str, str] = field(default_factory=dict)
     goes_on: bool = True
     of_memory: bool = False
-    target: str = "reallm.cli.main:run"
-    killed_by: str | None = None
+    target: Target = run
+    killed_by: Target | None = None
 
 
 @dataclass(frozen=True)
@@ -246,14 +247,14 @@ def sweep(
         sweeps = list(pool.map(lambda server, one: Sweep(server, scenario, one), servers, folders))
         faults = choose(sweeps[0].calls)
 
-        def run(number: int) -> list[Outcome]:
+        def try_share(number: int) -> list[Outcome]:
             outcomes = []
             for fault in faults[number :: len(sweeps)]:
                 outcomes.append(sweeps[number].try_fault(fault))
                 report(outcomes[-1])
             return outcomes
 
-        return [outcome for outcomes in pool.map(run, range(len(sweeps))) for outcome in outcomes]
+        return [outcome for outcomes in pool.map(try_share, range(len(sweeps))) for outcome in outcomes]
 
 
 def sweep_and_report(
